@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# From nothing to a model of text, picture and sound: installs, makes the world, trains, generates.
+# Leaves quickstart/clip.mp4 and quickstart/report.html. Running it again goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+folder=quickstart
+mkdir -p "$folder"
+
+# timed NAME COMMAND...: runs a step and notes its seconds for the report.
+timed() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "== $name"
+  "$@"
+  printf '%s\t%s\n' "$name" $((SECONDS - start)) >> "$folder/times.tsv"
+}
+
+timed install environment .venv
+veojax=.venv/bin/veojax
+timed 'prepare the world' $veojax prepare --source world --output $folder/data --num_clips=3000 --validation_fraction=0.03 \
+  --vocab_size=600 --world.num_frames=17 --world.levels="('L2','L3')" --world.max_objects=2
+timed 'train the video codec' $veojax train --config configs/quickstart_video_vae.py --workdir $folder/run/video_vae \
+  --config.data=$folder/data
+timed 'train the audio codec' $veojax train --config configs/quickstart_audio_vae.py --workdir $folder/run/audio_vae \
+  --config.data=$folder/data
+timed 'train the transformer' $veojax train --config configs/quickstart.py --workdir $folder/run --config.data=$folder/data
+timed 'generate and measure' .venv/bin/python -m veojax.evaluation.quickstart $folder/run $folder/data $folder

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The tests, in an environment of their own: bash launch/test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+environment .venv-test test
+export JAX_PLATFORMS=cpu
+exec .venv-test/bin/python -m pytest -n "$(nproc)" --dist worksteal "$@"

@@ -1,0 +1,33 @@
+"""veojax: video with sound from text, in JAX."""
+import pathlib
+import re
+
+import setuptools
+
+here = pathlib.Path(__file__).parent
+version = re.search(r"__version__ = '(.*)'", (here / 'veojax' / '__init__.py').read_text()).group(1)
+
+setuptools.setup(
+    name='veojax',
+    version=version,
+    description='Video with sound from text: a causal 3D VAE, a diffusion transformer over packed spacetime tokens, '
+                'and sound denoised together with the picture, in JAX.',
+    long_description=(here / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=setuptools.find_packages(include=['veojax', 'veojax.*']),
+    entry_points={'console_scripts': ['veojax = veojax.cli:main']},
+    install_requires=[
+        'jax>=0.10', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'grain>=0.2.16',
+        'tensorflow-datasets>=4.9.9', 'importlib_resources', 'array_record>=0.8', 'ml_collections>=1.1',
+        'sentencepiece>=0.2.1', 'tensorstore>=0.1.78', 'safetensors>=0.6', 'av>=15', 'numpy>=2', 'jaxtyping>=0.3',
+        'rich>=14', 'matplotlib>=3.9', 'tensorboardX>=2.6',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]>=0.10'],
+        'gpu': ['jax[cuda12]>=0.10'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13'],
+        'colab': ['mediapy>=1.2', 'treescope>=0.1.9', 'ipywidgets>=8'],
+    },
+)

@@ -1,0 +1,24 @@
+"""Strict by default: eight fake devices, no silent rank promotion, types of public functions checked at run time."""
+import os
+import pathlib
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # for the processes that tests start
+install_import_hook(['veojax.models', 'veojax.diffusion', 'veojax.training', 'veojax.generation'], 'beartype.beartype')
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def clips_folder() -> pathlib.Path:
+  """Real clips with captions beside the checkout; they are no part of the project, so tests skip without them."""
+  folder = ROOT.parent / 'shared' / 'clips'
+  if not (folder / 'metadata.jsonl').exists():
+    pytest.skip('no real clips beside this checkout')
+  return folder

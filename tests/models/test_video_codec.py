@@ -1,0 +1,121 @@
+"""The video codec: any size and length, two programs a direction, chunks exact, tiles within tolerance."""
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from veojax import sharding
+from veojax.models import video_codec
+from veojax.models.video_codec import VideoCodec, statistics
+from veojax.models.video_vae import VideoVAE, VideoVAEConfig
+
+TINY = VideoVAEConfig(latent_channels=3, widths=(8, 12, 8), encoder_depths=(1, 1, 1), decoder_depths=(1, 1, 1))
+MEAN, STD = np.array([0.1, -0.2, 0.3], np.float32), np.array([0.5, 1.0, 2.0], np.float32)
+
+
+@pytest.fixture(scope='module')
+def vae():
+  return jax.jit(lambda: VideoVAE(TINY, rngs=nnx.Rngs(1)))()
+
+
+encode, decode = jax.jit(VideoVAE.encode), jax.jit(VideoVAE.decode)
+
+
+def smooth(num_frames, height, width, seed=0):
+  """Waves of colour that move."""
+  phase = np.random.default_rng(seed).uniform(0, 6, 3)
+  t, y, x = np.meshgrid(np.arange(num_frames), np.arange(height), np.arange(width), indexing='ij')
+  wave = np.sin((0.3 * t + 0.1 * y - 0.15 * x)[..., None] + phase)
+  return np.round(127.5 + 127.5 * wave).astype(np.uint8)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 16, 16), (3, 9, 31), (5, 16, 17), (10, 40, 7), (18, 24, 24)])
+def test_any_size_and_length(vae, shape):
+  codec = VideoCodec(vae, MEAN, STD, chunk=2, tile=16, overlap=8)
+  video = smooth(*shape)
+  latent = codec.encode(video)
+  expected = (1 + int(np.ceil((shape[0] - 1) / 4)), int(np.ceil(shape[1] / 8)), int(np.ceil(shape[2] / 8)), 3)
+  assert latent.shape == codec.latent_shape(*shape) == expected
+  assert latent.dtype == np.float32 and np.isfinite(latent).all()
+  output = codec.decode(latent, *shape)
+  assert output.shape == video.shape and output.dtype == np.uint8
+
+
+def test_two_programs_a_direction_whatever_the_shapes(vae):
+  codec = VideoCodec(vae, MEAN, STD, chunk=3, tile=24, overlap=8)
+  before = video_codec.encode_tile._cache_size(), video_codec.decode_tile._cache_size()
+  for shape in ((2, 8, 8), (30, 20, 50), (13, 60, 24), (1, 33, 9)):
+    codec.decode(codec.encode(smooth(*shape)), *shape)
+  assert video_codec.encode_tile._cache_size() - before[0] == 2
+  assert video_codec.decode_tile._cache_size() - before[1] == 2
+
+
+def test_chunks_and_statistics_equal_the_whole(vae):
+  """One tile, many chunks: the latents of the network itself, normalised; and the pixels it makes of them."""
+  video = smooth(21, 24, 24)
+  codec = VideoCodec(vae, MEAN, STD, chunk=2, tile=24, overlap=0)
+  mean = np.asarray(encode(vae, video[None] / np.float32(127.5) - 1)[0][0])
+  latent = codec.encode(video)
+  np.testing.assert_allclose(latent * STD + MEAN, mean, atol=1e-5)
+  pixels = np.clip(np.asarray(decode(vae, mean[None])[0]), -1, 1)
+  error = codec.decode(latent, *video.shape[:3]) - (pixels + 1) * 127.5
+  assert np.abs(error).max() < 0.51  # rounding
+
+
+def test_tiles_within_the_receptive_field_are_exact_and_others_close(vae):
+  """The encoder here sees 1 latent cell and a bit around a cell (9 pixels' reach through its blocks of 4, 8 and 8 pixels)."""
+  video = smooth(5, 64, 80)
+  whole = VideoCodec(vae, MEAN, STD, chunk=2, tile=128, overlap=0)
+  # Frames smaller than the tile are padded, so the whole is taken from the network.
+  reference = (np.asarray(encode(vae, video[None] / np.float32(127.5) - 1)[0][0]) - MEAN) / STD
+  exact = VideoCodec(vae, MEAN, STD, chunk=2, tile=64, overlap=32).encode(video)
+  np.testing.assert_allclose(exact[:, :, 4:6], reference[:, :, 4:6], atol=1e-4)
+  close = VideoCodec(vae, MEAN, STD, chunk=2, tile=32, overlap=16).encode(video)
+  assert np.sqrt(np.mean((close - reference) ** 2)) < 0.1 * reference.std()
+  decoded = [codec.decode(reference, *video.shape[:3]).astype(float) for codec in (
+      VideoCodec(vae, MEAN, STD, chunk=2, tile=32, overlap=16), whole)]
+  assert np.sqrt(np.mean((decoded[0] - decoded[1]) ** 2)) < 0.1 * decoded[1].std()
+
+
+@pytest.mark.parametrize('size', [2, 5, 8, 9, 17])
+@pytest.mark.parametrize('overlap', [0, 1, 2, 4])
+def test_cross_fades_add_up_to_one(size, overlap):
+  """A step that copies its tile gives back the frame: no cell is lost, doubled or shifted."""
+  tiles = video_codec.Tiles(size, size + 3, 8, overlap, scale=2)
+  frame = np.random.default_rng(0).normal(size=(2, tiles.height, tiles.width, 3)).astype(np.float32)
+  copy = lambda tile, state: (tile.repeat(2, 2).repeat(2, 3), state)
+  np.testing.assert_allclose(tiles.run(frame, copy, 1), frame.repeat(2, 1).repeat(2, 2), atol=1e-6)
+
+
+def test_statistics_normalise(vae):
+  batches = [np.stack([smooth(5, 16, 16, seed=2 * i + j) for j in range(2)]) for i in range(8)]
+  mean, std = statistics(vae, iter(batches))
+  codec = VideoCodec(vae, mean, std, tile=16, overlap=0, chunk=2)
+  latents = np.concatenate([codec.encode(clip) for batch in batches for clip in batch]).reshape(-1, 3)
+  np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
+  np.testing.assert_allclose(latents.std(0), 1, atol=1e-3)
+  with pytest.raises(ValueError, match='at least one'):
+    statistics(vae, [])
+
+
+def test_runs_on_a_mesh(vae):
+  video = smooth(6, 20, 16)
+  expected = VideoCodec(vae, MEAN, STD, chunk=1, tile=16, overlap=8).encode(video)
+  with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))):
+    replicated = jax.jit(lambda: VideoVAE(TINY, rngs=nnx.Rngs(1)))()
+    codec = VideoCodec(replicated, MEAN, STD, chunk=1, tile=16, overlap=8)
+    latent = codec.encode(video)
+    assert codec.decode(latent, *video.shape[:3]).shape == video.shape
+  np.testing.assert_allclose(latent, expected, atol=1e-5)
+
+
+def test_bad_input_is_refused(vae):
+  with pytest.raises(ValueError, match='multiples of 8'):
+    VideoCodec(vae, MEAN, STD, tile=20)
+  with pytest.raises(ValueError, match='3 latent channels'):
+    VideoCodec(vae, MEAN[:2], STD)
+  codec = VideoCodec(vae, MEAN, STD, tile=16, overlap=8)
+  with pytest.raises(ValueError, match='uint8'):
+    codec.encode(np.zeros((1, 8, 8, 3), np.float32))
+  with pytest.raises(ValueError, match=r'their shape is \[2, 1, 1, 3\]'):
+    codec.decode(np.zeros((1, 1, 1, 3), np.float32), 5, 8, 8)

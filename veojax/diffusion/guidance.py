@@ -1,0 +1,91 @@
+"""Guidance: two predictions, with the condition and without, made into one.
+
+The prediction without the condition may be of an empty prompt, of a negative prompt, or of a sound without its picture;
+the formulas do not mind. They act on raw predictions (eps, x0, v, flow, edm): at a given x and t all of these are
+affine in each other with the same coefficients for both, so classifier-free guidance means the same on each. Rescaling
+does not, and is meant for v and flow.
+
+A scale is a number or an array that broadcasts against the prediction, so picture and sound may each have their own.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from veojax.types import AUDIO, VIDEO
+
+Scale = float | Float[Array, '...']
+Denoise = Callable[[Array, Array], Array]
+
+
+def classifier_free(cond: Float[Array, '*s'], uncond: Float[Array, '*s'], scale: Scale) -> Float[Array, '*s']:
+  """uncond + scale (cond - uncond), Ho & Salimans 2022, eq. 6 with scale = 1 + w: 1 is exactly cond, 0 is uncond."""
+  return (cond + (scale - 1) * (cond - uncond)).astype(cond.dtype)
+
+
+def by_modality(modality: Int[Array, 'b l'], *, video: float, audio: float) -> Float[Array, 'b l 1']:
+  """The scale of each token of packed rows; 1, no guidance, for text and padding."""
+  return jnp.where(modality == VIDEO, video, jnp.where(modality == AUDIO, audio, 1.0))[:, :, None]
+
+
+def interval(scale: Scale, t: Float[Array, '*d'] | float, bounds: tuple[float, float]) -> Float[Array, '...']:
+  """The scale at levels bounds[0] < t <= bounds[1] and 1 outside them, Kynkäänniemi et al. 2024."""
+  low, high = bounds
+  if not 0 <= low < high <= 1:
+    raise ValueError(f'the guidance interval is {bounds}; give (low, high) with 0 <= low < high <= 1, 0 being data')
+  return jnp.where((t > low) & (t <= high), scale, 1.0)
+
+
+def _variance(x: Array, group: Int[Array, 'b l'] | None, num_groups: int, where: Array | None) -> Array:
+  """The variance over each example's tokens and channels, or over each group's, laid out to broadcast against x."""
+  x = x.astype(jnp.float32)
+  if group is None:
+    return jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True, where=where)
+  # One-hot products rather than scatters: they keep the rows' layout under an explicit mesh.
+  member_BLG = jax.nn.one_hot(group, num_groups, dtype=jnp.float32)
+  kept_BLC = jnp.ones_like(x) if where is None else jnp.broadcast_to(where, x.shape).astype(jnp.float32)
+  count_BG = jnp.maximum(jnp.einsum('blg,blc->bg', member_BLG, kept_BLC), 1)
+
+  def spread_to_tokens(value_BG):
+    return jnp.einsum('blg,bg->bl', member_BLG, value_BG)[:, :, None]
+  mean_BG = jnp.einsum('blg,blc->bg', member_BLG, kept_BLC * x) / count_BG
+  away_BLC = kept_BLC * jnp.square(x - spread_to_tokens(mean_BG))
+  return spread_to_tokens(jnp.einsum('blg,blc->bg', member_BLG, away_BLC) / count_BG)
+
+
+def rescale(guided: Float[Array, '*s'], cond: Float[Array, '*s'], amount: float, *,
+            group: Int[Array, 'b l'] | None = None, num_groups: int = 1,
+            where: Bool[Array, '...'] | None = None) -> Float[Array, '*s']:
+  """Brings the guided prediction's deviation back to that of cond, by a share `amount`: Lin et al. 2023, eqs. 15, 16.
+
+  The deviation is that of each example (x[B, ...]); of packed rows x[B, L, C], that of each `group` (Tokens.group: one
+  clip, one modality, one noise level), so that no clip's contrast depends on its neighbours in the row. `where` leaves
+  out what is not data, such as the channels that a modality does not have.
+  """
+  if not 0 <= amount <= 1:
+    raise ValueError(f'the guidance rescale is {amount}; give 0 (none) to 1 (all of it)')
+  before, after = (_variance(x, group, num_groups, where) for x in (cond, guided))
+  ratio = jnp.where(after > 0, jnp.sqrt(before / jnp.where(after > 0, after, 1)), 1)
+  return (guided * (amount * ratio + (1 - amount))).astype(guided.dtype)
+
+
+def _combine(cond, uncond, t, scale, amount, bounds, statistics):
+  out = classifier_free(cond, uncond, scale if bounds is None else interval(scale, t, bounds))
+  return rescale(out, cond, amount, **statistics) if amount else out
+
+
+def guided(denoise_cond: Denoise, denoise_uncond: Denoise, scale: Scale = 1.0, rescale: float = 0.0,
+           interval: tuple[float, float] | None = None, *, group: Int[Array, 'b l'] | None = None, num_groups: int = 1,
+           where: Bool[Array, '...'] | None = None) -> Denoise:
+  """A `denoise` with guidance, for the samplers; `rescale` is the amount, `interval` the bounds of the functions above.
+
+  With the number 1 as scale it is denoise_cond itself, and denoise_uncond is never called.
+  """
+  if isinstance(scale, (int, float)) and scale == 1:
+    return denoise_cond
+  statistics = dict(group=group, num_groups=num_groups, where=where)
+
+  def denoise(x: Array, t: Array) -> Array:
+    return _combine(denoise_cond(x, t), denoise_uncond(x, t), t, scale, rescale, interval, statistics)
+  return denoise

@@ -1,0 +1,117 @@
+"""The quickstart's last step: clips of the trained model, what was measured, and one page that shows it all.
+
+    python -m veojax.evaluation.quickstart RUN DATA FOLDER
+
+writes FOLDER/clip.mp4 and FOLDER/report.html. The captions are those of held-out scenes; every clip is scored against
+its own caption and against the others'.
+"""
+import pathlib
+import sys
+import time
+
+from rich import console, progress
+
+from veojax import cli
+from veojax.evaluation import page, world_score
+from veojax.generation import model as models
+from veojax.training import heldout, journal
+
+NUM_CLIPS = 48      # scored
+SHOWN = 6           # of these on the page
+BATCH = 8
+PROMPT = 'a large red ball falls and bounces'
+
+NEXT = '''veojax generate --model {run} --prompt "a small blue ball bounces, moving to the right" --output mine.mp4
+veojax train --config configs/quickstart.py --workdir {run} --config.data={data} --config.loop.num_steps=6000   # better
+veojax prepare --source FOLDER_OF_YOUR_CLIPS --output data/mine && veojax train --config configs/clips.py \\
+  --workdir runs/mine --config.data=data/mine                                                # your own clips'''
+
+
+def main(run: str, data: str, folder: str):
+  run, out = pathlib.Path(run), pathlib.Path(folder)
+  cli.enable_compilation_cache()
+  model = models.load(run)
+  dataset = heldout.split(data)
+  texts = [dataset.text(i) for i in range(min(NUM_CLIPS, len(dataset)))]
+  started, clips = time.perf_counter(), []
+  with progress.Progress(*progress.Progress.get_default_columns(), progress.TimeElapsedColumn()) as bar:
+    task = bar.add_task('generating', total=len(texts))
+    for i in range(0, len(texts), BATCH):
+      clips += model.generate(texts[i:i + BATCH], seed=i)
+      bar.update(task, completed=len(clips))
+  seconds = (time.perf_counter() - started) / len(clips)
+  clip = model.generate(PROMPT)
+  clip.save(out / 'clip.mp4')
+  truth = [dataset[i] for i in range(len(texts))]
+  codec = [reconstructed(model, t) for t in truth]
+  scores = {'generated': world_score.compare(clips, texts), 'ground truth through the codec': world_score.compare(codec, texts),
+            'ground truth': world_score.compare(truth, texts)}
+  write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [PROMPT, *texts[:SHOWN - 1]], truth, codec,
+             scores, seconds)
+  generated = scores['generated']
+  console.Console().print(f'captions: own {generated["own"]:.3f}, shuffled {generated["shuffled"]:.3f}; '
+                          f'{out / "clip.mp4"} and {out / "report.html"} are written', highlight=False, soft_wrap=True)
+
+
+def reconstructed(model, clip):
+  """A clip through the model's codecs and back."""
+  video = model.video_codec.decode(model.video_codec.encode(clip.video), *clip.video.shape[:3])
+  audio = model.audio_codec.decode(model.audio_codec.encode(clip.audio), len(clip.audio))
+  return type(clip)(video=video, audio=audio, fps=clip.fps, sample_rate=clip.sample_rate)
+
+
+def write_page(path, run, data, model, clips, texts, truth, codec, scores, seconds):
+  report = page.Page('veojax quickstart', 'Video with sound from text, trained on this machine in the last minutes.')
+  report.section('Generated from text')
+  report.clips(clips, texts)
+  report.section('Held-out clips, and the same through the codecs')
+  report.clips([truth[0], codec[0], truth[1], codec[1]], ['the clip', 'through the codecs'] * 2)
+  report.section('Measured')
+  last = {name: journal.read(folder)[-1] for name, folder in folders(run).items()}
+  report.table(['what', 'value'], [
+      ['video codec, PSNR on held-out clips', f'{last["video VAE"]["evaluation/psnr"]:.1f} dB'],
+      ['audio codec, signal to distortion on held-out clips', f'{last["audio VAE"]["evaluation/sdr"]:.1f} dB'],
+      ['transformer, held-out loss', f'{last["transformer"]["evaluation/loss"]:.3f}'],
+      ['time to generate a clip, in batches', f'{seconds:.1f} s']])
+  report.section('Do the clips follow their captions?')
+  report.text(f'Mean share of what a caption says that is found in the clip, by a parser of pixels and sound, over {len(truth)} '
+              'held-out captions; the same clips against the captions of others are the floor.')
+  report.table(['clips', 'own caption', 'shuffled captions', 'difference, 95 % interval'],
+               [[name, f'{s["own"]:.3f}', f'{s["shuffled"]:.3f}', f'{s["difference"]:.3f}  [{s["low"]:.3f}, {s["high"]:.3f}]']
+                for name, s in scores.items()])
+  fields = scores['generated']['fields']
+  report.table(['field', 'own caption', 'shuffled captions'], [[n, f'{a:.2f}', f'{b:.2f}'] for n, (a, b) in fields.items()])
+  report.section('Loss')
+  report.plot(curves(run))
+  times = run.parent / 'times.tsv'
+  if times.exists():
+    report.section('Time')
+    report.table(['step', 'seconds'], [line.split('\t') for line in times.read_text().splitlines()])
+  report.section('Next')
+  report.commands(NEXT.format(run=run, data=data))
+  report.write(path)
+
+
+def folders(run: pathlib.Path) -> dict[str, pathlib.Path]:
+  return {'video VAE': run / 'video_vae', 'audio VAE': run / 'audio_vae', 'transformer': run}
+
+
+def curves(run: pathlib.Path):
+  import matplotlib
+  matplotlib.use('agg')
+  import matplotlib.pyplot as plt
+  figure, axes = plt.subplots(1, 3, figsize=(12, 2.8))
+  for ax, (name, folder) in zip(axes, folders(run).items()):
+    lines = journal.read(folder)
+    for key in ('loss', 'evaluation/loss'):
+      points = [(line['step'], line[key]) for line in lines if key in line]
+      if points:
+        ax.plot(*zip(*points), label=key.replace('evaluation/', 'held-out '), marker='o' if len(points) < 8 else None)
+    ax.set(title=name, xlabel='step', yscale='log')
+    ax.legend()
+    ax.grid(alpha=.3)
+  return figure
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

@@ -1,0 +1,184 @@
+"""A model as a person has it: one folder, and `generate`.
+
+The folder holds model.json (sizes, objective, defaults), weights.safetensors (the transformer with its text encoder and
+heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may be absent) and text.model (sentencepiece).
+"""
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+from veojax import config as door
+from veojax import sharding
+from veojax.data import packing
+from veojax.data.tokenizer import Tokenizer
+from veojax.diffusion.objective import Objective
+from veojax.generation import sampling
+from veojax.generation.export import Sample
+from veojax.generation.sampling import SamplingConfig
+from veojax.models import weights
+from veojax.models.audio_codec import AudioCodec
+from veojax.models.dit import DiT, DiTConfig
+from veojax.models.video_codec import VideoCodec
+from veojax.types import Tokens
+
+ROW_STEP = 64  # rows are this many tokens or a multiple: clips of near sizes share a compilation
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """The clip that `generate` makes unless asked otherwise: the sizes the model has seen most."""
+  num_frames: int = 17
+  height: int = 64
+  width: int = 64
+  fps: float = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """model.json: everything that is not an array."""
+  dit: DiTConfig
+  objective: Objective = Objective()
+  sampling: SamplingConfig = SamplingConfig()
+  clip: ClipConfig = ClipConfig()
+  max_text: int = 64
+
+
+class Model:
+  """What `veojax.load` gives."""
+
+  def __init__(self, config: ModelConfig, dit: DiT, video_codec: VideoCodec | None, audio_codec: AudioCodec | None,
+               tokenizer: Tokenizer, name: str = ''):
+    self.config, self.dit, self.tokenizer, self.name = config, dit, tokenizer, name
+    self.video_codec, self.audio_codec = video_codec, audio_codec
+
+  def generate(self, prompt: str | list[str], *, negative_prompt: str = '', num_frames: int | None = None,
+               height: int | None = None, width: int | None = None, fps: float | None = None, seed: int = 0,
+               **options) -> Sample | list[Sample]:
+    """A clip with sound for a prompt, or a list of them for a list of prompts.
+
+    options: fields of `SamplingConfig`, by their names (num_inference_steps, guidance_scale, sampler, ...). Clip i is
+    made with the key fold_in(seed, i). Raises ValueError for sizes that are not positive and for unknown options.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+      raise ValueError('there is no prompt; give a text or a list of at least one')
+    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': fps}
+    clip = dataclasses.replace(self.config.clip, **{k: v for k, v in asked.items() if v is not None})
+    for name, value in vars(clip).items():
+      if not value > 0:
+        raise ValueError(f'{name}={value}; give a positive number')
+    config = self._sampling(options)
+    with sharding.default_mesh():
+      rows, unguided = self._rows(prompts, negative_prompt, clip)
+      noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), rows.latent.shape[1:])
+                        for i in range(len(prompts))])
+      latents = sampling.sample(self.dit, rows, unguided, noise, jax.random.key(seed), objective=self.config.objective,
+                                config=config)
+      info = {'model': self.name, 'seed': seed, **dataclasses.asdict(config)}
+      clips = [self._decode(Tokens(*(x[i] for x in rows._replace(latent=latents))), clip, text, {**info, 'index': i})
+               for i, text in enumerate(prompts)]
+    return clips[0] if isinstance(prompt, str) else clips
+
+  def _sampling(self, options) -> SamplingConfig:
+    known = {f.name for f in dataclasses.fields(SamplingConfig)}
+    for name in options:
+      if name not in known:
+        raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known)}')
+    return dataclasses.replace(self.config.sampling, **options)
+
+  def latent_sizes(self, clip: ClipConfig) -> tuple[tuple[int, int, int, int] | None, tuple[int, int] | None]:
+    """Shapes of the picture's and the sound's latents of a clip; None without that codec."""
+    video = audio = None
+    if self.video_codec is not None:
+      video = (*self.video_codec.latent_shape(clip.num_frames, clip.height, clip.width)[:3], self.video_codec.latent_channels)
+    if self.audio_codec is not None:
+      audio = (self.audio_codec.latent_length(self.num_samples(clip)), self.audio_codec.latent_channels)
+    return video, audio
+
+  def num_samples(self, clip: ClipConfig) -> int:
+    return round(clip.num_frames / clip.fps * self.audio_codec.sample_rate)
+
+  def _rows(self, prompts, negative_prompt, clip) -> tuple[Tokens, Tokens]:
+    """One row a prompt, and the same rows under the negative prompt, with media tokens in the same places."""
+    video, audio = self.latent_sizes(clip)
+    latent = packing.LatentClip(
+        video=np.zeros(video, np.float32) if video else None, audio=np.zeros(audio, np.float32) if audio else None,
+        fps=clip.fps, height=clip.height if video else 0, width=clip.width if video else 0,
+        temporal_compression=self.video_codec.temporal_compression if video else 1,
+        spatial_compression=self.video_codec.spatial_compression if video else 1,
+        latent_rate=self.audio_codec.latent_rate if audio else 0.0)
+    length = self.config.max_text + latent.num_tokens
+    pack = packing.PackConfig(row_tokens=-(-length // ROW_STEP) * ROW_STEP, text_tokens=self.config.max_text, max_clips=1,
+                              max_text=self.config.max_text, channels=self.config.dit.channels)
+    ids = [self.tokenizer.encode(text, self.config.max_text) for text in [*prompts, negative_prompt]]
+    rows = [_at_end(packing.pack([latent._replace(text_ids=i)], pack)) for i in ids]
+    guided, unguided = rows[:-1], rows[-1:] * len(prompts)
+    return tuple(Tokens(*(np.stack(x) for x in zip(*part))) for part in (guided, unguided))
+
+  def _decode(self, row: Tokens, clip: ClipConfig, text: str, info: dict) -> Sample:
+    video_shape, audio_shape = self.latent_sizes(clip)
+    video, audio = packing.unpack(row, 1, video_shape, audio_shape)
+    out = Sample(text=text, info=info, fps=clip.fps)
+    if video is not None:
+      out.video = self.video_codec.decode(video, clip.num_frames, clip.height, clip.width)
+    if audio is not None:
+      out.audio, out.sample_rate = self.audio_codec.decode(audio, self.num_samples(clip)), self.audio_codec.sample_rate
+    return out
+
+  def info(self) -> dict:
+    """What the model is: sizes, shapes, defaults."""
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    rows = {'name': self.name, 'transformer parameters': count(self.dit),
+            'of these the text encoder': count(self.dit.text_encoder), 'objective': dataclasses.asdict(self.config.objective),
+            'default clip': dataclasses.asdict(self.config.clip), 'sampling': dataclasses.asdict(self.config.sampling),
+            'text tokens': self.config.max_text, 'vocabulary': self.tokenizer.vocab_size}
+    if (video := self.video_codec) is not None:
+      rows['video codec'] = {'parameters': count(video.vae), 'latent channels': video.latent_channels,
+                             'compression': f'{video.temporal_compression}x{video.spatial_compression}x'
+                                            f'{video.spatial_compression}', 'hash': video.hash()}
+    if (audio := self.audio_codec) is not None:
+      rows['audio codec'] = {'parameters': count(audio.vae), 'latent channels': audio.latent_channels,
+                             'sample rate': audio.sample_rate, 'channels': audio.channels,
+                             'latents a second': audio.latent_rate, 'hash': audio.hash()}
+    return rows
+
+  def __repr__(self):
+    return f'Model({self.name!r}, {json.dumps(self.info(), indent=2, default=str)})'
+
+
+def _at_end(row: Tokens) -> Tokens:
+  """The row with its padding in front: media tokens then stand in the same places whatever the text before them."""
+  shift = int(np.sum(row.segment == 0))
+  per_token = {name: np.roll(getattr(row, name), shift, 0)
+               for name in ('latent', 'modality', 'segment', 'position', 'extent', 'group', 'text_index')}
+  return row._replace(**per_token)
+
+
+def load(name) -> Model:
+  """A model by its folder. Raises ValueError where there is none, or the files do not belong together."""
+  folder = pathlib.Path(name)
+  if not (folder / 'model.json').exists():
+    raise ValueError(f'{name} holds no model (no model.json in it); give the folder of a run that `veojax train` has made')
+  config = read_config(folder)
+  with sharding.default_mesh():
+    flat, _ = weights.load(folder / 'weights.safetensors')
+    dit = weights.replace(jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), jax.random.key(0)), flat)
+    dit = jax.tree.map(jax.numpy.asarray, dit)
+    codecs = [codec.load(path) if (path := folder / f'{kind}_vae.safetensors').exists() else None
+              for kind, codec in (('video', VideoCodec), ('audio', AudioCodec))]
+  return Model(config, dit, *codecs, Tokenizer.load(folder / 'text.model'), name=str(name))
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+  try:
+    return door.build(ModelConfig, json.loads((folder / 'model.json').read_text()), 'model')
+  except (json.JSONDecodeError, OSError) as error:
+    raise ValueError(f'{folder / "model.json"} cannot be read ({error}); copy the run again') from None
+
+
+def write_config(folder: pathlib.Path, config: ModelConfig):
+  (folder / 'model.json').write_text(json.dumps(door.to_tree(config), indent=2))

@@ -1,0 +1,32 @@
+"""Attention within segments of packed rows.
+
+A token attends to the tokens of its own segment and to nothing else. Padding (segment 0) attends to padding, so that no
+row of the softmax is empty; its output is never read.
+"""
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+QUERY_BLOCK = 1024  # above this many queries the scores are made block by block: memory grows with L, not L²
+
+
+def attention(q_BLNK: Float[Array, 'b l n k'], k_BSNK: Float[Array, 'b s n k'], v_BSNK: Float[Array, 'b s n k'],
+              segment_BL: Int[Array, 'b l'], segment_BS: Int[Array, 'b s']) -> Float[Array, 'b l n k']:
+  """softmax(q kᵀ / sqrt(K)) v over equal segments, softmax in float32."""
+  B, L, N, K = q_BLNK.shape
+  if L <= QUERY_BLOCK or L % QUERY_BLOCK:
+    return _dense(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS)
+  blocks = L // QUERY_BLOCK
+  q = jnp.moveaxis(q_BLNK.reshape(B, blocks, QUERY_BLOCK, N, K), 1, 0)
+  segment = jnp.moveaxis(segment_BL.reshape(B, blocks, QUERY_BLOCK), 1, 0)
+  # Recomputing a block's scores in the backward pass is what keeps them from being stored for all blocks at once.
+  block = jax.checkpoint(lambda qs: _dense(qs[0], k_BSNK, v_BSNK, qs[1], segment_BS))
+  return jnp.moveaxis(jax.lax.map(block, (q, segment)), 0, 1).reshape(B, L, N, K)
+
+
+def _dense(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
+  scores = jnp.einsum('blnk,bsnk->bnls', q_BLNK, k_BSNK, preferred_element_type=jnp.float32)
+  scores = scores * q_BLNK.shape[-1] ** -0.5
+  same = (segment_BL[:, :, None] == segment_BS[:, None, :])[:, None]
+  weights = jax.nn.softmax(jnp.where(same, scores, -1e30), -1).astype(v_BSNK.dtype)
+  return jnp.einsum('bnls,bsnk->blnk', weights, v_BSNK)

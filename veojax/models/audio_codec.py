@@ -1,0 +1,114 @@
+"""Sound of any length to normalised latents and back, through an AudioVAE in chunks of one fixed size.
+
+The VAE is causal and its chunks carry state, so the result is that of the whole clip; two programs are compiled for each
+direction (first chunk, later chunks), whatever the lengths, and memory on the device does not grow with them. Latent j covers samples j·hop to (j + 1)·hop; the
+end is padded with silence up to a whole latent.
+
+Latents are normalised per channel, (mean - mean_C) / std_C, by statistics measured on the training data: the diffusion
+model sees zero mean and unit variance.
+"""
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from veojax.models.audio_vae import AudioVAE
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioCodec:
+  """vae with its latents' statistics, float32[latent_channels] each, and the chunk in latents (2.56 s at 25 a second)."""
+  vae: AudioVAE
+  mean_C: np.ndarray
+  std_C: np.ndarray
+  chunk: int = 64
+
+  @property
+  def sample_rate(self) -> int:
+    return self.vae.cfg.sample_rate
+
+  @property
+  def channels(self) -> int:
+    return self.vae.cfg.channels
+
+  @property
+  def latent_rate(self) -> float:
+    return self.vae.cfg.latent_rate
+
+  def latent_length(self, num_samples: int) -> int:
+    """Latents of a sound of `num_samples` samples."""
+    return -(-num_samples // self.vae.cfg.hop)
+
+  def encode(self, audio: np.ndarray) -> np.ndarray:
+    """float32[R, channels] at the codec's sample rate → normalised latents float32[latent_length(R), latent_channels].
+
+    The posterior's mean: encoding the same sound twice gives the same latents. R may be 0.
+    """
+    if audio.ndim != 2 or audio.shape[1] != self.channels:
+      raise ValueError(f'audio of shape {list(audio.shape)}; this codec takes [samples, {self.channels}]: '
+                       f'read the file with channels={self.channels}')
+    length = self.latent_length(len(audio))
+    out, state = [np.zeros((0, len(self.mean_C)), np.float32)], None
+    for piece in _pieces(audio, self.chunk * self.vae.cfg.hop):
+      latent_BTC, state = _encode(self.vae, piece, state)
+      out.append(np.asarray(latent_BTC[0]))
+    return (np.concatenate(out)[:length] - self.mean_C[None]) / self.std_C[None]
+
+  def decode(self, latent: np.ndarray, num_samples: int | None = None) -> np.ndarray:
+    """Normalised latents float32[T, latent_channels] → float32[num_samples, channels], clipped to [-1, 1].
+
+    num_samples None is T·hop; beyond that there is silence.
+    """
+    if latent.ndim != 2 or latent.shape[1] != len(self.mean_C):
+      raise ValueError(f'latents of shape {list(latent.shape)}; this codec takes [latents, {len(self.mean_C)}]')
+    known = len(latent) * self.vae.cfg.hop
+    num_samples = known if num_samples is None else num_samples
+    latent = np.asarray(latent, np.float32) * self.std_C[None] + self.mean_C[None]
+    out, state = [np.zeros((0, self.channels), np.float32)], None
+    for piece in _pieces(latent, self.chunk):
+      audio_BRC, state = _decode(self.vae, piece, state)
+      out.append(np.asarray(audio_BRC[0]))
+    # What the filling of the last chunk sounds like is cut before silence is added.
+    audio = np.concatenate(out)[:min(num_samples, known)]
+    return np.pad(np.clip(audio, -1, 1), ((0, num_samples - len(audio)), (0, 0)))
+
+
+def statistics(vae: AudioVAE, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of the posterior's mean per channel, over batches float32[B, R, channels].
+
+  R is a multiple of hop; batches of one shape compile once. A channel that does not vary gets its deviation bounded from
+  below at 1e-3, so that dividing by it does not blow up what it does not carry.
+  """
+  count, total, square = 0, 0.0, 0.0
+  for batch in batches:
+    mean_NC = np.asarray(_posterior_mean(vae, batch), np.float64).reshape(-1, vae.cfg.latent_channels)
+    count, total, square = count + len(mean_NC), total + mean_NC.sum(0), square + np.square(mean_NC).sum(0)
+  if not count:
+    raise ValueError('no batch to measure the latents on: give at least one')
+  mean_C = total / count
+  std_C = np.sqrt(np.maximum(square / count - np.square(mean_C), 1e-6))
+  return mean_C.astype(np.float32), std_C.astype(np.float32)
+
+
+def _pieces(x, size):
+  """Pieces [1, size, C] of x [N, C], the last one filled with zeros."""
+  for start in range(0, len(x), size):
+    piece = np.asarray(x[start:start + size], np.float32)
+    yield np.pad(piece, ((0, size - len(piece)), (0, 0)))[None]
+
+
+@jax.jit
+def _encode(vae, audio_BRC, state):
+  mean_BTC, _, state = vae.encode_chunk(audio_BRC, state)
+  return mean_BTC, state
+
+
+@jax.jit
+def _decode(vae, latent_BTC, state):
+  return vae.decode_chunk(latent_BTC, state)
+
+
+@jax.jit
+def _posterior_mean(vae, audio_BRC):
+  return vae.encode(audio_BRC)[0]

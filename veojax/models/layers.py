@@ -1,0 +1,55 @@
+"""Parameters with a declared layout, and the small functions that all networks share.
+
+Parameters are float32; a network computes in the dtype of its inputs, with norms in float32.
+"""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from veojax import sharding
+
+lecun_normal = nnx.initializers.lecun_normal
+zeros = nnx.initializers.zeros
+normal = nnx.initializers.normal
+
+
+def param(init, key, shape, spec=sharding.REPLICATED) -> nnx.Param:
+  """A float32 parameter laid out as `spec` over the mesh in force."""
+  return nnx.Param(init(key, shape, jnp.float32, out_sharding=sharding.in_force(spec)))
+
+
+def einsum(subscripts, x, w, spec=None):
+  """`jnp.einsum` of an activation with a parameter in the activation's dtype, the result laid out as `spec`."""
+  return jnp.einsum(subscripts, x, w.astype(x.dtype), out_sharding=spec and sharding.in_force(spec))
+
+
+def reshard(x, spec):
+  """The same values laid out as `spec`; nothing to do where no mesh is in force."""
+  return jax.sharding.reshard(x, spec) if sharding.in_force(spec) is not None else x
+
+
+def take(x, index, spec):
+  """x[b, index[b, ...]] for every row b of a batch, the result laid out as `spec`."""
+  rows = jax.vmap(lambda x, i: x[i])
+  if sharding.in_force(spec) is None:
+    return rows(x, index)
+  # A gather whose result is split over `context` while its operand is not has no unique layout: it is given here.
+  return jax.sharding.auto_axes(rows, out_sharding=spec)(x, index)
+
+
+def rms_norm(x: Float[Array, '... d'], scale=None, eps: float = 1e-6) -> Float[Array, '... d']:
+  """Root mean square norm over the last dim (Zhang & Sennrich 2019), statistics in float32."""
+  x32 = x.astype(jnp.float32)
+  y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+  if scale is not None:
+    y = y * jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - scale.ndim)))
+  return y.astype(x.dtype)
+
+
+def fourier(x: Float[Array, '...'], num_frequencies: int, lowest: float, highest: float) -> Float[Array, '... f']:
+  """cos and sin of x at `num_frequencies` geometrically spaced frequencies (cycles per unit of x), float32."""
+  ratio = jnp.arange(num_frequencies, dtype=jnp.float32) / max(1, num_frequencies - 1)
+  angle = 2 * jnp.pi * x.astype(jnp.float32)[..., None] * jnp.expand_dims(
+      lowest * (highest / lowest) ** ratio, tuple(range(x.ndim)))
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)

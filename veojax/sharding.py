@@ -1,0 +1,73 @@
+"""The mesh, the names of its axes, and every layout of the project.
+
+Four axes: `data` and `fsdp` split the rows of a batch (parameters are split over `fsdp` only), `context` splits the
+tokens of a row, `tensor` splits heads and MLP width. A machine with one device has a mesh of ones, and runs the same
+code. Axes are Explicit: an array's type says how it lies, and an ambiguous contraction is an error, not a surprise.
+"""
+import contextlib
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'context', 'tensor')
+ROWS = ('data', 'fsdp')
+
+# Activations.
+B = P(ROWS)
+BL = P(ROWS, 'context')
+BLD = P(ROWS, 'context', None)
+BLNK = P(ROWS, 'context', 'tensor', None)
+BSNK = P(ROWS, None, 'tensor', None)
+BLF = P(ROWS, 'context', 'tensor')
+
+# Parameters, named by their dims.
+D_NK = P('fsdp', 'tensor', None)
+NK_D = P('tensor', None, 'fsdp')
+D_F = P('fsdp', 'tensor')
+F_D = P('tensor', 'fsdp')
+C_D = P(None, 'fsdp')
+D_C = P('fsdp', None)
+REPLICATED = P()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; one of them may be -1: whatever is left."""
+  data: int = -1
+  fsdp: int = 1
+  context: int = 1
+  tensor: int = 1
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> jax.sharding.Mesh:
+  devices = list(devices if devices is not None else jax.devices())
+  sizes = [getattr(config, axis) for axis in AXES]
+  if sizes.count(-1) == 1:
+    rest = math.prod(s for s in sizes if s != -1)
+    sizes[sizes.index(-1)] = max(1, len(devices) // rest)
+  if math.prod(sizes) != len(devices) or min(sizes) < 1:
+    asked = ', '.join(f'{a}={getattr(config, a)}' for a in AXES)
+    raise ValueError(f'mesh {asked} does not cover {len(devices)} devices; the sizes must multiply to {len(devices)} '
+                     '(one of them may be -1)')
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def named(mesh, spec: P) -> NamedSharding:
+  return NamedSharding(mesh, spec)
+
+
+def in_force(spec: P) -> P | None:
+  """`spec` where a mesh is in force, else None: what `out_sharding` arguments want."""
+  return None if jax.sharding.get_abstract_mesh().empty else spec
+
+
+@contextlib.contextmanager
+def default_mesh():
+  """The mesh in force, or, where none is set, one of all devices along `data` for the time of the block."""
+  if jax.sharding.get_abstract_mesh().empty:
+    with jax.set_mesh(make_mesh()) as mesh:
+      yield mesh
+  else:
+    yield jax.sharding.get_mesh()

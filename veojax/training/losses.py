@@ -1,0 +1,66 @@
+"""The diffusion loss over packed rows: where the theory of `diffusion` meets the network.
+
+E | f(x_t, t) - target |², x_t = alpha(t) x0 + sigma(t) eps, over the sound and picture tokens of every segment. With
+prediction 'eps' under a variance-preserving process this is DDPM's L_simple (Ho et al. 2020, eq. 14); with 'flow' under
+the rectified flow it is Liu et al. 2022, eq. 1.
+"""
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from veojax import sharding
+from veojax.diffusion import predictions, timesteps
+from veojax.diffusion.objective import Objective
+from veojax.models import layers
+from veojax.types import AUDIO, VIDEO, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  timesteps: Literal['uniform', 'logit_normal'] = 'logit_normal'
+  logit_mean: float = 0.0
+  logit_std: float = 1.0
+  video_shift: float = 1.0  # t → s t / (1 + (s - 1) t); more noise for s > 1
+  audio_shift: float = 1.0
+  joint: bool = True        # sound and picture of a clip drawn at one time, before their own shifts
+  video_weight: float = 1.0
+  audio_weight: float = 1.0
+
+
+def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[Array, 'b g']:
+  """A noise level for every group: its segment's time, shifted for its modality; 0 for text and padding."""
+  B, G = tokens.group_modality.shape
+  spec = sharding.in_force(sharding.B)
+  if config.timesteps == 'uniform':
+    u_BG = timesteps.uniform(key, (B, G), out_sharding=spec)
+  else:
+    u_BG = timesteps.logit_normal(key, (B, G), config.logit_mean, config.logit_std, out_sharding=spec)
+  if config.joint:
+    u_BG = layers.take(u_BG, tokens.group_segment, sharding.B)
+  video, audio = (timesteps.shift(u_BG, s) for s in (config.video_shift, config.audio_shift))
+  return jnp.where(tokens.group_modality == VIDEO, video, jnp.where(tokens.group_modality == AUDIO, audio, 0.0))
+
+
+def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig, objective: Objective):
+  """(loss, metrics). Means are over tokens and channels of each modality; tokens at noise 0 are given and cost nothing."""
+  process = objective.make_process()
+  key_t, key_eps = jax.random.split(key)
+  noise_BG = draw_levels(key_t, tokens, config)
+  t_BL1 = layers.take(noise_BG, tokens.group, sharding.BL)[..., None]
+  x0_BLC = tokens.latent.astype(jnp.float32)
+  eps_BLC = jax.random.normal(key_eps, x0_BLC.shape, out_sharding=sharding.in_force(sharding.BLD))
+  x_BLC = process.add_noise(x0_BLC, eps_BLC, t_BL1)
+  output_BLC = model(tokens._replace(latent=process.input_scale(t_BL1) * x_BLC), noise_BG)
+  target_BLC = predictions.target(objective.prediction, process, x0_BLC, eps_BLC, t_BL1)
+  error_BLC = jnp.square(output_BLC - target_BLC)
+  metrics, loss = {}, 0.0
+  for name, modality, channels, weight in (('video', VIDEO, model.config.video_channels, config.video_weight),
+                                           ('audio', AUDIO, model.config.audio_channels, config.audio_weight)):
+    mask_BL = ((tokens.modality == modality) & (t_BL1[..., 0] > 0)).astype(jnp.float32)
+    mean = jnp.sum(error_BLC[..., :channels].mean(-1) * mask_BL) / jnp.maximum(jnp.sum(mask_BL), 1.0)
+    metrics[f'{name}_loss'] = mean
+    loss += weight * mean
+  return loss, metrics

@@ -1,0 +1,96 @@
+"""`veojax train`: a config, a work directory, and whatever of it is not done yet."""
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+from rich import console
+
+from veojax import config as door
+from veojax import sharding
+from veojax.models.audio_codec import AudioCodec
+from veojax.models.video_codec import VideoCodec
+from veojax.training import loop
+from veojax.training.audio_vae import AudioVAERun, AudioVAEStage
+from veojax.training.transformer import TransformerRun, TransformerStage
+from veojax.training.video_vae import VideoVAERun, VideoVAEStage
+
+RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun}
+CODECS = {'video': VideoCodec, 'audio': AudioCodec}
+# What may change between two starts of one run; anything else would make another model of it, or other data.
+FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
+        'loop.num_threads', 'loop.num_workers', 'mesh.', 'prompts', 'sampling.', 'clip.', 'data', 'video_codec',
+        'audio_codec', 'evaluation_clips', 'optimizer.', 'latents')
+
+
+def read_config(path) -> dict:
+  """The tree of a config file's get_config(). Raises ValueError where there is no such file or function."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist; give a config file, such as configs/quickstart.py')
+  spec = importlib.util.spec_from_file_location('veojax_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'{path} defines no get_config(); see configs/quickstart.py')
+  return module.get_config()
+
+
+def build(tree):
+  """The run that a config's tree describes, by its `stage`."""
+  stage = tree.get('stage') if hasattr(tree, 'get') else None
+  if stage not in RUNS:
+    raise ValueError(f'config.stage is {stage!r}; give one of {", ".join(RUNS)}')
+  return door.build(RUNS[stage], tree)
+
+
+def train(config, workdir) -> dict[str, float]:
+  """Trains the run in `workdir`, or goes on with what it holds; the last metrics.
+
+  config: a path of a config file, its tree, or a run's dataclass. Raises ValueError for what cannot be, before any work,
+  and `loop.Stopped` when a signal has ended it.
+  """
+  if isinstance(config, (str, pathlib.Path)):
+    config = read_config(config)
+  if not dataclasses.is_dataclass(config):
+    config = build(config)
+  workdir = pathlib.Path(workdir)
+  remember(config, workdir)
+  if isinstance(config, TransformerRun):
+    codecs = [codec_of(config, workdir, kind) for kind in CODECS]
+    with sharding.default_mesh():
+      stage = TransformerStage(config, workdir, *codecs)
+  else:
+    stage = (VideoVAEStage if isinstance(config, VideoVAERun) else AudioVAEStage)(config)
+  return loop.fit(stage, workdir)
+
+
+def remember(config, workdir: pathlib.Path):
+  """Writes config.json; on a second start compares, tells what changed, and refuses what would be another model."""
+  path, tree = workdir / 'config.json', door.to_tree(config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      changed = door.differences(json.loads(path.read_text()), json.loads(json.dumps(tree)))
+      refused = [line for line in changed if not line.startswith(FREE)]
+      if refused:
+        raise ValueError(f'{workdir} holds a run with another config ({"; ".join(refused[:4])}); '
+                         'give another --workdir, or the config it was begun with')
+      for line in changed:
+        console.Console().print(f'changed since the last start: {line}', highlight=False)
+    path.write_text(json.dumps(tree, indent=2))
+  except OSError as error:
+    raise ValueError(f'{workdir} cannot be written ({error.strerror}); give a --workdir you can write to') from None
+
+
+def codec_of(config: TransformerRun, workdir: pathlib.Path, kind: str):
+  """The codec a transformer's config names; trained first, inside its workdir, where a config file is named."""
+  named = getattr(config, f'{kind}_codec')
+  if not named:
+    return None
+  path = pathlib.Path(named)
+  if path.suffix == '.py':
+    inner = build(read_config(path))
+    train(dataclasses.replace(inner, data=inner.data or config.data), workdir / f'{kind}_vae')
+    path = workdir / f'{kind}_vae'
+  return CODECS[kind].load(path / 'codec.safetensors' if path.is_dir() else path)

@@ -1,0 +1,70 @@
+"""State and the one pure train step that every stage uses.
+
+Randomness is fold_in(key, step). A step whose loss or gradient is not finite changes nothing but the two counts.
+"""
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  step: Int[Array, '']     # steps taken, skipped ones included
+  skipped: Int[Array, '']  # steps whose update was not applied
+  model: Any
+  ema: Any                 # exponential moving average of the model's parameters
+  opt: optax.OptState
+
+
+def init(make_model, tx, key) -> State:
+  model = make_model(key)
+  return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), model, jax.tree.map(jnp.copy, model), tx.init(model))
+
+
+def ema_rate(decay: float, step):
+  """Weight of the new parameters; larger in the first steps, so that the average forgets its start."""
+  return 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def make(loss_fn, tx, ema_decay: float):
+  """step(state, key, batches) → (state, metrics).
+
+  loss_fn(model, batch, key) → (loss, metrics). `batches` carries a leading axis of micro-batches: their gradients are
+  averaged before the one update.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def accumulated(model, batches, key):
+    num = jax.tree.leaves(batches)[0].shape[0]
+    if num == 1:
+      return grad_fn(model, jax.tree.map(lambda x: x[0], batches), key)
+
+    def micro(total, item):
+      index, batch = item
+      return jax.tree.map(jnp.add, total, grad_fn(model, batch, jax.random.fold_in(key, index))), None
+    first = jax.tree.map(lambda x: x[0], batches)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding),
+                        jax.eval_shape(grad_fn, model, first, key))
+    total, _ = jax.lax.scan(micro, zero, (jnp.arange(num), batches))
+    return jax.tree.map(lambda x: x / num, total)
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def step(state: State, key, batches):
+    key = jax.random.fold_in(key, state.step)
+    (loss, metrics), grads = accumulated(state.model, batches, key)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt = tx.update(grads, state.opt, state.model)
+    model = optax.apply_updates(state.model, updates)
+    ema = optax.incremental_update(model, state.ema, ema_rate(ema_decay, state.step))
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    state = State(state.step + 1, state.skipped + jnp.where(finite, 0, 1), keep(model, state.model),
+                  keep(ema, state.ema), keep(opt, state.opt))
+    return state, dict(metrics, loss=loss, grad_norm=grad_norm, skipped=state.skipped)
+  return step

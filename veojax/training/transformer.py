@@ -1,0 +1,138 @@
+"""Stage three: the transformer learns to denoise packed rows of the codecs' latents under their captions."""
+import dataclasses
+import functools
+import pathlib
+import shutil
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from veojax.data import datasets, latents as latent_cache, pipeline
+from veojax.data.packing import PackConfig
+from veojax.data.tokenizer import Tokenizer
+from veojax.diffusion.objective import Objective
+from veojax.generation import model as models
+from veojax.generation import export
+from veojax.generation.model import ClipConfig, ModelConfig
+from veojax.generation.sampling import SamplingConfig
+from veojax.models import dit, weights
+from veojax.models.dit import DiT, DiTConfig
+from veojax.sharding import MeshConfig
+from veojax.training import latents, losses
+from veojax.training.loop import LoopConfig
+from veojax.training.losses import LossConfig
+from veojax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerRun:
+  """configs/*.py as a dataclass.
+
+  video_codec, audio_codec: a codec's config file, trained first inside the run; or the folder of a finished codec run; or a
+  codec.safetensors. An empty audio_codec makes a model without sound.
+  latents: 'cached' encodes every clip once, before the training; 'on_the_fly' whenever it is read.
+  """
+  stage: Literal['transformer']
+  video_codec: str
+  audio_codec: str
+  data: str = ''
+  seed: int = 0
+  dit: DiTConfig = DiTConfig()
+  objective: Objective = Objective()
+  loss: LossConfig = LossConfig()
+  pack: PackConfig = PackConfig()
+  caption_dropout: float = 0.1
+  latents: Literal['cached', 'on_the_fly'] = 'cached'
+  sampling: SamplingConfig = SamplingConfig()
+  clip: ClipConfig = ClipConfig()
+  prompts: tuple[str, ...] = ()  # drawn during training
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loop: LoopConfig = LoopConfig()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    if self.pack.channels != self.dit.channels:
+      raise ValueError(f'pack.channels={self.pack.channels}, but the widest modality has {self.dit.channels} channels; '
+                       f'set pack.channels={self.dit.channels}')
+    if not 0 <= self.caption_dropout <= 1:
+      raise ValueError(f'caption_dropout={self.caption_dropout}; give a share in [0, 1]')
+
+
+class TransformerStage:
+  name = 'transformer'
+
+  def __init__(self, config: TransformerRun, workdir: pathlib.Path, video_codec, audio_codec):
+    self.config, self.video_codec, self.audio_codec = config, video_codec, audio_codec
+    self.dataset = datasets.open_dataset(config.data)
+    self.tokenizer = Tokenizer.load(self.dataset.tokenizer_path)
+    self._check()
+    encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
+    self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout)
+    held_out = 'validation' if 'validation' in self.dataset.info['splits'] else 'train'
+    self.held_out = pipeline.RowSource(encoded(held_out), self.tokenizer, config.pack, config.seed, 0.0)
+
+  def _check(self):
+    config = self.config
+    if self.tokenizer.vocab_size > config.dit.text.vocab_size:
+      raise ValueError(f'the data\'s tokenizer has {self.tokenizer.vocab_size} pieces, dit.text.vocab_size is '
+                       f'{config.dit.text.vocab_size}; raise it to at least that')
+    for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
+      channels = getattr(config.dit, f'{name}_channels')
+      if codec is not None and codec.latent_channels != channels:
+        raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} latent channels; '
+                         f'set it to {codec.latent_channels}')
+
+  def make_model(self, key) -> DiT:
+    return DiT(self.config.dit, rngs=nnx.Rngs(key))
+
+  def batch_spec(self, batch):
+    return dit.TOKEN_SPECS
+
+  def loss(self, model, tokens, key):
+    return losses.diffusion_loss(model, tokens, key, self.config.loss, self.config.objective)
+
+  def evaluate(self, ema) -> dict[str, float]:
+    """Loss of held-out rows, with noise that is the same at every evaluation."""
+    step = jax.jit(self.loss)
+    rows, batch = self.held_out.rows_per_epoch, self.config.loop.batch_size
+    totals = []
+    for i in range(max(1, min(8, rows // batch))):
+      tokens = pipeline.stack([self.held_out[(i * batch + j) % rows] for j in range(batch)])
+      tokens = jax.tree.map(jax.device_put, tokens)
+      loss, metrics = step(ema, tokens, jax.random.key(i))
+      totals.append({'loss': float(loss), **{k: float(v) for k, v in metrics.items()}})
+    return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
+
+  def model(self, ema, name='') -> models.Model:
+    config = self.config
+    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text), ema,
+                        self.video_codec, self.audio_codec, self.tokenizer, name)
+
+  def draw(self, ema, step: int, folder: pathlib.Path):
+    """Clips of the config's prompts."""
+    if self.config.prompts:
+      folder.mkdir(exist_ok=True)
+      for i, clip in enumerate(self.model(ema).generate(list(self.config.prompts))):
+        clip.save(folder / f'{step:07d}_{i}.mp4')
+        (folder / f'{step:07d}_{i}.png').write_bytes(export.png(export.contact_sheet(clip)))
+
+  def export(self, ema, workdir: pathlib.Path):
+    """The folder as `veojax.load` reads it."""
+    models.write_config(workdir, self.model(ema).config)
+    shutil.copyfile(self.dataset.tokenizer_path, workdir / 'text.model')
+    for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
+      if codec is not None:
+        codec.save(workdir / f'{name}_vae.safetensors')
+    weights.save(workdir / 'weights.safetensors', ema, {'kind': 'transformer'})
+
+
+def _latents(workdir, config, video_codec, audio_codec, split):
+  dataset = datasets.open_dataset(config.data, split)
+  if config.latents == 'on_the_fly':
+    return latents.EncodedSource(dataset, video_codec, audio_codec)
+  latents.write(workdir / 'latents' / split, dataset, video_codec, audio_codec)
+  hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
+  return latent_cache.LatentCache.open(workdir / 'latents' / split, *hashes)
