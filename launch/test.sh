@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 environment .venv-test test
 export JAX_PLATFORMS=cpu
-exec .venv-test/bin/python -m pytest -n "$(nproc)" --dist worksteal "$@"
+exec .venv-test/bin/python -m pytest -n "$(nproc)" --dist loadgroup "$@"

@@ -63,11 +63,6 @@ def in_force(spec: P) -> P | None:
   return None if jax.sharding.get_abstract_mesh().empty else spec
 
 
-@contextlib.contextmanager
 def default_mesh():
-  """The mesh in force, or, where none is set, one of all devices along `data` for the time of the block."""
-  if jax.sharding.get_abstract_mesh().empty:
-    with jax.set_mesh(make_mesh()) as mesh:
-      yield mesh
-  else:
-    yield jax.sharding.get_mesh()
+  """A context with a mesh in force: the one that is, or else one of all devices along `data`."""
+  return jax.set_mesh(make_mesh()) if jax.sharding.get_abstract_mesh().empty else contextlib.nullcontext()

@@ -24,7 +24,8 @@ def audio(*shape):
 
 
 CLIPS = [
-    Clip(video=video(5, 6, 8), audio=audio(700, 2), fps=7.5, sample_rate=1050, text='both', info={'a': [1, {'b': None}]}),
+    Clip(video=video(5, 6, 8), audio=audio(700, 2), fps=7.5, sample_rate=1050, text='both',
+         info={'a': [1, {'b': None}]}),
     Clip(video=video(1, 33, 17), fps=24.0, text='an image: 球'),
     Clip(audio=audio(300, 1), sample_rate=8000, text=''),
     Clip(video=video(1, 1, 2), audio=audio(1, 1), fps=1.0, sample_rate=16000, text='the smallest'),

@@ -1,4 +1,6 @@
 """A file becomes clips: whole, by scene, by length; read once or span by span, the clips are the same."""
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def made(tmp_path):
     path = str(tmp_path / entry.key)
     summary = pieces.prepare(pieces.FileTask(entry, PrepareConfig(**config), path))
     assert pieces.load(path) == summary
-    content, clips = open(path + '.examples', 'rb').read(), []
+    content, clips = pathlib.Path(path + '.examples').read_bytes(), []
     for row in summary['clips']:
       record, content = content[:row['bytes']], content[row['bytes']:]
       clips.append(datasets.deserialize(record))

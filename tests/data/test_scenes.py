@@ -62,3 +62,11 @@ def test_spans_tile_the_film(limit):
 
 def test_a_span_of_the_limit_up_to_rounding_stays_whole():
   assert len(list(scenes.spans(10.0000001, [], 10.0))) == 1
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (5, 300), (31, 31), (64, 48), (300, 200), (720, 1280)])
+def test_a_thumbnail_is_small_and_keeps_the_mean(shape):
+  frame = np.tile(np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None], (shape[0], 1, 3))
+  small = scenes.thumbnail(frame)
+  assert 1 <= min(small.shape[:2]) < 2 * scenes.SIDE
+  assert abs(small.mean() - frame.mean() / 255) < 0.05

@@ -28,7 +28,8 @@ def test_metadata_of_any_form_lists_the_same(folder, file_key, text_key):
   jsonl = '\n\n'.join(json.dumps(row, ensure_ascii=False) for row in rows)
   quote = lambda text: '"' + text.replace('"', '""') + '"'
   table = '\n'.join([f'{file_key},{text_key}'] + [f'{name},{quote(text)}' for name, text in CAPTIONS.items()])
-  for name, content in [('metadata.jsonl', jsonl), ('metadata.csv', '\ufeff' + table), ('metadata.json', json.dumps(rows))]:
+  forms = {'metadata.jsonl': jsonl, 'metadata.csv': '\ufeff' + table, 'metadata.json': json.dumps(rows)}
+  for name, content in forms.items():
     (folder / name).write_text(content, encoding='utf-8')
     assert captions(folder) == CAPTIONS
     assert captions(folder / name) == CAPTIONS

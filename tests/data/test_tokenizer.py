@@ -17,7 +17,8 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize('text', [
-    '', ' ', 'a red ball', 'Ein Ball fällt', '球が床に落ちて二回跳ねる', 'мяч падает', 'كرة حمراء', '🎾🔴', 'a\nb\tc', '\x00', 'x' * 5000])
+    '', ' ', 'a red ball', 'Ein Ball fällt', '球が床に落ちて二回跳ねる', 'мяч падает', 'كرة حمراء', '🎾🔴', 'a\nb\tc', '\x00',
+    'x' * 5000])
 def test_any_text_has_ids_in_the_vocabulary(tokenizer, text):
   ids = tokenizer.encode(text, 64)
   assert ids[0] == 2 and ids[-1] == 3 and 2 <= len(ids) <= 64
@@ -62,8 +63,8 @@ def test_a_given_model_without_a_beginning(tmp_path):
   path = tmp_path / 'given.model'
   with open(path, 'wb') as file:  # T5's special tokens
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CAPTIONS[:4]), model_writer=file, vocab_size=300, byte_fallback=True, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+        sentence_iterator=iter(CAPTIONS[:4]), model_writer=file, vocab_size=300, byte_fallback=True,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
   ids = Tokenizer.load(path).encode('a red ball', 32)
   assert ids[-1] == 1 and -1 not in ids and ids.count(1) == 1
 

@@ -1,4 +1,4 @@
-"""Tasks that fail, hang or kill their process cost themselves and nothing else. The functions are the standard library's."""
+"""Tasks that fail, hang or kill their process cost themselves and nothing else. Most are standard library functions."""
 import math
 import os
 import signal
@@ -11,7 +11,8 @@ from veojax.data import workers
 
 def outcomes(function, tasks, **options):
   """Task number → (kind, value) of its one final event."""
-  events = [e for e in workers.run(function, tasks, **{'workers': 2, 'time_limit': 60.0} | options) if e.kind != 'progress']
+  events = workers.run(function, tasks, **{'workers': 2, 'time_limit': 60.0} | options)
+  events = [event for event in events if event.kind != 'progress']
   assert sorted(event.index for event in events) == list(range(len(tasks)))
   return {event.index: (event.kind, event.value) for event in events}
 

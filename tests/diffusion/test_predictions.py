@@ -74,7 +74,8 @@ def test_the_preconditioned_target_has_unit_variance():
   x0, eps = jax.random.normal(jax.random.key(1), (2, 3, 20000))
   t = jnp.asarray([0.1, 0.5, 0.9])[:, None]
   np.testing.assert_allclose(target('edm', edm, edm.sigma_data * x0, eps, t).std(axis=1), 1, atol=0.03)
-  np.testing.assert_allclose((edm.input_scale(t) * edm.add_noise(edm.sigma_data * x0, eps, t)).std(axis=1), 1, atol=0.03)
+  x = edm.add_noise(edm.sigma_data * x0, eps, t)
+  np.testing.assert_allclose((edm.input_scale(t) * x).std(axis=1), 1, atol=0.03)
 
 
 def test_what_is_not_determined_is_refused_by_name():

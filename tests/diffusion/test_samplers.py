@@ -1,4 +1,4 @@
-"""Samplers against data whose optimal denoiser, flow and moments are known in closed form: N(m, s^2), s = 0 a point mass.
+"""Samplers against data whose optimal denoiser, flow and moments are known exactly: N(m, s^2), s = 0 a point mass.
 
 Everything the closed forms need is written out here, in float64, and taken from nothing under test but alpha and sigma.
 """
@@ -32,7 +32,7 @@ def defined(process):
 
 
 def spacing(process):
-  """sigma of a VP grows as sqrt(t): equal steps in sqrt(t) are equal steps in sigma, where every sampler has its order."""
+  """sigma of a VP grows as sqrt(t): equal steps in sqrt(t) are equal steps in sigma, where a sampler has its order."""
   return 'quadratic' if isinstance(process, VP) else 'uniform'
 
 
@@ -66,7 +66,8 @@ def exact(process, x, mean, std, t=1.0, s=0.0):
 def schedules(counts, make):
   """float64[max + 1, len(counts), 1]: one run holds all step counts, each row resting at its end once it is done."""
   rows = [np.asarray(make(n)) for n in counts]
-  return jnp.asarray(np.stack([np.pad(r, (0, max(counts) + 1 - len(r)), mode='edge') for r in rows], axis=1)[:, :, None])
+  padded = [np.pad(row, (0, max(counts) + 1 - len(row)), mode='edge') for row in rows]
+  return jnp.asarray(np.stack(padded, axis=1)[:, :, None])
 
 
 @pytest.fixture
@@ -101,15 +102,15 @@ def test_deterministic_samplers_recover_the_data_with_every_prediction(sampler, 
 
 
 @pytest.mark.parametrize('name', PROCESSES)
-@pytest.mark.parametrize('sampler', ORDERS)
+@pytest.mark.parametrize('sampler', ['ddim', 'heun', 'dpmpp_2m'])
 def test_order_between_inner_levels(sampler, name, float64):
   process, counts, (t, s) = PROCESSES[name], (32, 64, 128), (0.9, 0.1)
   start = np.array([1.3, -0.8, 0.9, -1.7, 1.1, 0.6]) * float(process.sigma(t))
   x = jnp.broadcast_to(start, (len(counts), 6))
   levels = schedules(counts, lambda n: np.linspace(t, s, n + 1))
   # eps is defined here for every process: no level has alpha = 0.
-  out = getattr(samplers, sampler)(optimal('eps', process, MEAN[None], STD[None]), x, levels,
-                                   process=process, prediction='eps')
+  out = jax.jit(lambda x: getattr(samplers, sampler)(optimal('eps', process, MEAN[None], STD[None]), x, levels,
+                                                     process=process, prediction='eps'))(x)
   error = np.abs(np.asarray(out) - exact(process, start, MEAN, STD, t, s))
   assert error[:, STD == 0].max() < 1e-9
   order = -np.polyfit(np.log(counts), np.log(error[:, STD > 0].max(axis=1)), 1)[0]
@@ -134,7 +135,8 @@ def ancestral_moments(process, levels, mean, std, eta):
 @pytest.mark.parametrize('name', PROCESSES)
 @pytest.mark.parametrize('sampler', ANCESTRAL)
 def test_ancestral_samplers_follow_the_recursion_of_the_moments(sampler, name, float64):
-  process, kinds, (run, eta) = PROCESSES[name], defined(PROCESSES[name]), ANCESTRAL[sampler]
+  process, (run, eta) = PROCESSES[name], ANCESTRAL[sampler]
+  kinds = defined(process) if sampler == 'ddpm' else ['v']  # ddim has had them all, without noise
   levels, n = make_levels(8, 1.0, spacing(process)), 4000
   x = jnp.broadcast_to(jnp.asarray([1.3, -0.8, 0.9, -1.7, 1.1, 0.6]) * process.sigma(1.0), (n, 6))
 
@@ -166,59 +168,54 @@ def test_many_ancestral_steps_give_the_data(name, float64):
   np.testing.assert_allclose(gain ** 2 * (alpha ** 2 * STD ** 2 + sigma ** 2) + var, STD ** 2, rtol=0.03)
 
 
-@pytest.mark.parametrize('name', PROCESSES)
-@pytest.mark.parametrize('sampler', [*ORDERS, 'ddpm'])
+def compiled(sampler, kind, process, **rest):
+  """(x, levels) -> x for N(.2, .7^2); the levels are traced."""
+  denoise = optimal(kind, process, 0.2, 0.7)
+  return jax.jit(lambda x, levels: sampler(denoise, x, levels, process=process, prediction=kind, **rest))
+
+
+@pytest.mark.parametrize('name', ['cosine_zero', 'edm'])
+@pytest.mark.parametrize('sampler', ['ddpm', 'ddim', 'heun', 'dpmpp_2m'])
 def test_a_token_whose_level_stays_is_held_bit_for_bit(sampler, name):
-  """Given tokens (level 0 all along), tokens that wait at 1, and tokens that rest half way, beside one that is made."""
+  """Given tokens (0 all along) and half-noised ones, beside one that is made, one that waits and one that rests."""
   process, n = PROCESSES[name], 6
-  made = np.linspace(1, 0, n + 1)
-  waits = np.maximum(np.minimum(1.5 - 1.5 * np.arange(n + 1) / n, 1), 0)
-  rests = np.where(np.arange(n + 1) < 4, np.maximum(made, 0.5), made)
-  levels = jnp.asarray(np.stack([0 * made, made, waits, rests], axis=1)[:, None, :, None], jnp.float32)
-  x0, eps = jax.random.normal(jax.random.key(0), (2, 1, 4, 5))
+  made, given = np.linspace(1, 0, n + 1), np.zeros(n + 1)
+  waits, rests = np.clip(1.5 * made, 0, 1), np.where(made > 0.3, np.maximum(made, 0.5), made)
+  levels = jnp.asarray(np.stack([given, given + 0.5, made, waits, rests], axis=1)[:, None, :, None], jnp.float32)
+  x0, eps = jax.random.normal(jax.random.key(0), (2, 1, 5, 7))
   x = process.add_noise(x0, eps, levels[0])
-  seen = {}
-  with jax.debug_nans(True):
-    for steps in (2, n):
-      seen[steps] = getattr(samplers, sampler)(optimal('x0', process, 0.2, 0.7), x, levels[:steps + 1], process=process,
-                                               prediction='x0', key=jax.random.key(1))
-  np.testing.assert_array_equal(seen[2][0, 0], x0[0, 0])
-  np.testing.assert_array_equal(seen[n][0, 0], x0[0, 0])
-  np.testing.assert_array_equal(seen[2][0, 2], x[0, 2])
-  assert not np.any(np.asarray(seen[n][0, 1:]) == np.asarray(x[0, 1:]))
+  # Where sigma is 0 the prediction x0 determines no eps: no NaN may come of it.
+  out = compiled(getattr(samplers, sampler), 'x0', process, key=jax.random.key(1))(x, levels)
+  np.testing.assert_array_equal(out[0, :2], x[0, :2])
+  np.testing.assert_array_equal(out[0, 0], x0[0, 0])
+  assert np.isfinite(out).all() and not np.any(np.asarray(out[0, 2:]) == np.asarray(x[0, 2:]))
+  assert np.abs(out[0, 2:]).max() < 5, 'made, however late'
 
 
-@pytest.mark.parametrize('sampler', ORDERS)
+@pytest.mark.parametrize('sampler', ['heun', 'dpmpp_2m'])
 def test_a_token_with_its_own_schedule_is_as_if_alone(sampler):
-  process, run = RectifiedFlow(), getattr(samplers, sampler)
-  shifts = jnp.asarray([1.0, 4.0, 0.5])[None, :, None]
-  levels, x = make_levels(7, shifts), jax.random.normal(jax.random.key(0), (2, 3, 5))
-  denoise = optimal('flow', process, 0.2, 0.7)
-  together = run(denoise, x, levels, process=process, prediction='flow')
+  run = compiled(getattr(samplers, sampler), 'flow', RectifiedFlow())
+  levels = make_levels(7, jnp.asarray([1.0, 4.0, 0.5])[None, :, None])
+  x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+  together = run(x, levels)
   for token in range(3):
-    alone = run(denoise, x[:, token], levels[:, 0, token, 0], process=process, prediction='flow')
-    np.testing.assert_allclose(together[:, token], alone, atol=1e-6)
+    np.testing.assert_allclose(together[:, token], run(x[:, token], levels[:, 0, token, 0]), atol=1e-6)
 
 
-def test_scan_is_a_loop_over_its_steps():
-  process, levels = EDM(), make_levels(5)
-  x = 80 * jax.random.normal(jax.random.key(0), (4, 5))
-  denoise = optimal('edm', process, 0.2, 0.7)
-  for sampler in ('ddim', 'euler', 'heun'):
-    run = functools.partial(getattr(samplers, sampler), denoise, process=process, prediction='edm')
-    y = x
-    for i in range(5):
-      y = run(y, levels[i:i + 2])
-    np.testing.assert_allclose(run(x, levels), y, rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize('sampler', ['ddim', 'heun'])
+def test_scan_is_a_loop_over_its_steps(sampler):
+  run, levels = compiled(getattr(samplers, sampler), 'edm', EDM()), make_levels(5)
+  x = y = 80 * jax.random.normal(jax.random.key(0), (4, 5))
+  for i in range(5):
+    y = run(y, levels[i:i + 2])
+  np.testing.assert_allclose(run(x, levels), y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('sampler', ['ddim', 'euler', 'heun'])
+@pytest.mark.parametrize('sampler', ['euler', 'heun'])
 def test_the_flow_runs_backwards_to_the_noise_it_came_from(sampler, float64):
-  process, run = VP('cosine'), getattr(samplers, sampler)
+  run = compiled(getattr(samplers, sampler), 'v', VP('cosine'))
   x, down = jnp.asarray([[1.3, -0.8, 0.4]]), jnp.asarray(np.linspace(1, 0, 401) ** 2)
-  denoise = optimal('v', process, 0.2, 0.7)
-  there = run(denoise, x, down, process=process, prediction='v')
-  np.testing.assert_allclose(run(denoise, there, down[::-1], process=process, prediction='v'), x, atol=0.02)
+  np.testing.assert_allclose(run(run(x, down), down[::-1]), x, atol=0.02)
 
 
 def test_ddpm_and_ddim_take_the_papers_steps(float64):
@@ -253,7 +250,7 @@ def test_heun_is_algorithm_1_of_karras_et_al(float64):
     first = slope(y, now)
     ahead = y + (after - now) * first
     y = ahead if after == 0 else y + (after - now) * (first + slope(ahead, after)) / 2
-  out = samplers.heun(optimal('x0', process, 0.2, 0.7), x, levels, process=process, prediction='x0')
+  out = compiled(samplers.heun, 'x0', process)(x, levels)
   np.testing.assert_allclose(out, y, rtol=1e-8)
 
 
@@ -268,19 +265,15 @@ def test_dpmpp_2m_is_algorithm_2_of_lu_et_al(float64):
     r = None if i == 1 else (lam[i - 1] - lam[i - 2]) / h
     d = x0 if i == 1 else (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
     y, before = sigma[i] / sigma[i - 1] * y - alpha[i] * (np.exp(-h) - 1) * d, x0
-  out = samplers.dpmpp_2m(optimal('v', process, 0.2, 0.7), x, levels, process=process, prediction='v')
+  out = compiled(samplers.dpmpp_2m, 'v', process)(x, levels)
   np.testing.assert_allclose(out, y, rtol=1e-8)
 
 
-@pytest.mark.parametrize('sampler', [*ORDERS, 'ddpm'])
+@pytest.mark.parametrize('sampler', ['ddpm', 'heun', 'dpmpp_2m'])
 def test_sharded_is_unsharded(sampler):
-  process, run = RectifiedFlow(), getattr(samplers, sampler)
+  sample = compiled(getattr(samplers, sampler), 'flow', RectifiedFlow(), key=jax.random.key(1))
   x = jax.random.normal(jax.random.key(0), (8, 4, 3))
   levels = make_levels(4, jnp.broadcast_to(jnp.asarray([1.0, 2.0, 3.0, 4.0])[None, :, None], (8, 4, 1)))
-
-  @jax.jit
-  def sample(x, levels):
-    return run(optimal('flow', process, 0.2, 0.7), x, levels, process=process, prediction='flow', key=jax.random.key(1))
   expected = sample(x, levels)
   mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
   with jax.set_mesh(mesh):

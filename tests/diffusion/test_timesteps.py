@@ -26,7 +26,8 @@ def test_a_shift_translates_the_logit_and_keeps_the_ends():
     out = timesteps.shift(t, s)
     assert out[0] == 0 and out[-1] == 1
     np.testing.assert_allclose(out, s * t / (1 + (s - 1) * t), atol=1e-6)  # Esser et al. 2024, eq. 23
-    np.testing.assert_allclose(jax.scipy.special.logit(out[1:-1]) - jax.scipy.special.logit(t[1:-1]), math.log(s), atol=1e-4)
+    moved = jax.scipy.special.logit(out[1:-1]) - jax.scipy.special.logit(t[1:-1])
+    np.testing.assert_allclose(moved, math.log(s), atol=1e-4)
   np.testing.assert_array_equal(timesteps.shift(t, 1.0), t)
   np.testing.assert_allclose(timesteps.shift(timesteps.shift(t, 2.0), 3.0), timesteps.shift(t, 6.0), atol=1e-6)
 
@@ -59,8 +60,8 @@ def test_every_token_may_have_a_schedule_of_its_own():
   shifts = jnp.asarray([[1.0, 5.0, 0.5], [2.0, 2.0, 12.0]])[:, :, None]
   levels = timesteps.levels(6, shifts)
   assert levels.shape == (7, 2, 3, 1)
-  np.testing.assert_array_equal(levels[:, 1, 2, 0], timesteps.levels(6, 12.0))
-  np.testing.assert_array_equal(timesteps.levels(6, np.asarray(shifts)), levels)
+  np.testing.assert_allclose(levels[:, 1, 2, 0], timesteps.levels(6, 12.0), rtol=1e-6)
+  np.testing.assert_allclose(timesteps.levels(6, np.asarray(shifts)), levels, rtol=1e-6)
 
 
 def test_stretch_moves_the_last_but_one():
@@ -69,7 +70,7 @@ def test_stretch_moves_the_last_but_one():
   np.testing.assert_allclose(out[jnp.asarray([0, -2, -1])], [1, 0.1, 0], atol=1e-6)
   assert np.all(np.diff(out) < 0)
   given = timesteps.stretch(jnp.where(jnp.arange(2) == 0, levels[:, None], 0.0), 0.1)
-  np.testing.assert_array_equal(given, np.stack([out, np.zeros(9)], axis=1)), 'a given token stays at 0'
+  np.testing.assert_array_equal(given, np.stack([out, np.zeros(9)], axis=1), err_msg='given: stays at 0')
 
 
 @pytest.mark.parametrize('call, message', [

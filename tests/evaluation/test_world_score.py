@@ -62,8 +62,8 @@ def test_each_wrong_fact_costs_its_own_field(clips):
   right = score(stated)
   for key, field, wrong in (
     ('colour', 'colour', other(o['colour'], world.COLOURS)), ('shape', 'shape', other(o['shape'], world.SHAPES)),
-    ('size', 'size', other(o['size'], world.RADII)), ('direction', 'direction', [other(o['direction'][0], ('left', 'right'))]),
-    ('floor', 'impacts', 5),
+    ('size', 'size', other(o['size'], world.RADII)), ('floor', 'impacts', 5),
+    ('direction', 'direction', [other(o['direction'][0], ('left', 'right'))]),
   ):
     lied = score(stated | {'objects': [o | {key: wrong}], 'order': []})
     assert lied[field] < right[field] - .3, (key, lied, right)
@@ -95,6 +95,8 @@ def test_comparing_needs_two_texts(clips):
     world_score.compare(clips[:2], ['a', 'a'])
   with pytest.raises(ValueError, match='one text a clip'):
     world_score.compare(clips[:2], ['a'])
+  with pytest.raises(ValueError, match='captions of the world'):
+    world_score.compare(clips[:2], ['un chat', 'ein Hund'])
 
 
 def test_onsets_are_found_where_the_impacts_are(clips):
@@ -113,8 +115,10 @@ def test_onsets_are_found_where_the_impacts_are(clips):
 def test_materials_and_sides_are_heard(sample_rate):
   t = np.arange(sample_rate) / sample_rate - .2
   for name, material in world.MATERIALS.items():
-    ring = sum(np.exp(-t * (1 + h / 2) / material.decay) * np.sin(2 * np.pi * material.frequency / .9 * rho * t) / (1 + h)
-               for h, rho in enumerate(material.partials)) * (t > 0)
+    ring = np.zeros_like(t)
+    for h, rho in enumerate(material.partials):
+      wave = np.sin(2 * np.pi * material.frequency / .9 * rho * t)
+      ring += (t > 0) * np.exp(-t * (1 + h / 2) / material.decay) * wave / (1 + h)
     audio = (ring[:, None] * [np.cos(.4 * np.pi), np.sin(.4 * np.pi)] * .3).astype(np.float32)
     onset, = sound_parser.onsets(audio, sample_rate)
     assert abs(onset - .2) < .005

@@ -1,4 +1,6 @@
 """The audio codec: any length in, the right length out, in a fixed number of programs."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,13 @@ from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 TINY = AudioVAEConfig(hop=40, latent_channels=3, strides=(), widths=(12,), depth=1)
 
 
+@functools.cache
 def make_codec(chunk=4, channels=2):
   config = AudioVAEConfig(**{**vars(TINY), 'channels': channels})
-  vae = AudioVAE(config, rngs=nnx.Rngs(1))
+  # Random numbers of the right shapes: the real initialisation takes longer to compile than the tests to run.
+  rng = np.random.default_rng(1)
+  vae = jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.2, p.shape), p.dtype),
+                     jax.eval_shape(lambda: AudioVAE(config, rngs=nnx.Rngs(1))))
   return AudioCodec(vae, np.array([0.1, -0.2, 0.3], np.float32), np.array([0.5, 1.0, 2.0], np.float32), chunk=chunk)
 
 
@@ -22,8 +28,7 @@ def sound(samples, channels=2, seed=0):
   return np.random.default_rng(seed).uniform(-0.9, 0.9, (samples, channels)).astype(np.float32)
 
 
-@pytest.mark.parametrize('channels', [1, 2])
-@pytest.mark.parametrize('samples', [0, 1, 39, 40, 41, 160, 161, 999])
+@pytest.mark.parametrize('samples, channels', [(0, 2), (1, 2), (39, 2), (40, 2), (41, 1), (160, 2), (161, 2), (999, 1)])
 def test_any_length(samples, channels):
   codec = make_codec(channels=channels)
   audio = sound(samples, channels)
@@ -41,7 +46,8 @@ def test_chunks_equal_the_whole_and_statistics_are_applied():
   mean, _ = jax.jit(AudioVAE.encode)(codec.vae, jnp.asarray(audio[None]))
   latent = codec.encode(audio)
   np.testing.assert_allclose(latent * codec.std_C[None] + codec.mean_C[None], mean[0], atol=1e-5)
-  np.testing.assert_allclose(codec.decode(latent), np.clip(jax.jit(AudioVAE.decode)(codec.vae, mean)[0], -1, 1), atol=1e-5)
+  want = np.clip(jax.jit(AudioVAE.decode)(codec.vae, mean)[0], -1, 1)
+  np.testing.assert_allclose(codec.decode(latent), want, atol=1e-5)
 
 
 def test_longer_than_the_latents_is_silence():
@@ -51,7 +57,7 @@ def test_longer_than_the_latents_is_silence():
 
 
 def test_two_programs_a_direction_whatever_the_lengths():
-  codec = make_codec(chunk=5)
+  codec = make_codec(chunk=3)
   before = audio_codec._encode._cache_size(), audio_codec._decode._cache_size()
   for samples in (1, 77, 200, 201, 399, 1234):
     codec.decode(codec.encode(sound(samples)), samples)

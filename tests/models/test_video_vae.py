@@ -20,7 +20,10 @@ def vae():
 
 
 def make(cfg):
-  return jax.jit(lambda key: VideoVAE(cfg, rngs=nnx.Rngs(key)))(jax.random.key(0))
+  """A VAE of random parameters, biases too; drawn by numpy, since compiling the initialisers is slow."""
+  rng = np.random.default_rng(0)
+  draw = lambda p: jnp.asarray(rng.normal(0, 0.3 if p.ndim == 1 else np.prod(p.shape[:-1]) ** -0.5, p.shape), p.dtype)
+  return jax.tree.map(draw, jax.eval_shape(lambda: VideoVAE(cfg, rngs=nnx.Rngs(0))))
 
 
 encode, decode = jax.jit(VideoVAE.encode), jax.jit(VideoVAE.decode)
@@ -109,13 +112,15 @@ def loss(vae, x):
   return jnp.mean(jnp.square(vae.decode(mean) - x)) + 1e-3 * jnp.mean(jnp.square(logvar))
 
 
-def test_sharded_equals_unsharded(vae):
-  x = video(8, 5, 16, 8)
+def test_sharded_equals_unsharded():
+  cfg = VideoVAEConfig(4, 8, 2, 8, 3, (8, 8), (1, 1), (0, 1))
+  x = video(8, 5, 8, 16)
   step = jax.jit(jax.value_and_grad(loss))
-  value, grads = step(vae, x)
+  value, grads = step(make(cfg), x)
   with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))):
-    split_value, split_grads = step(make(TINY), jax.device_put(x, sharding.B))
-    mean = encode(make(TINY), jax.device_put(x, sharding.B))[0]
+    x = jax.device_put(x, sharding.B)
+    split_value, split_grads = step(make(cfg), x)
+    mean = encode(make(cfg), x)[0]
   assert mean.sharding.spec[0] == sharding.ROWS
   np.testing.assert_allclose(split_value, value, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), split_grads, grads)
@@ -124,9 +129,17 @@ def test_sharded_equals_unsharded(vae):
 def test_vmap_and_every_parameter_learns(vae):
   x = video(2, 5, 8, 8)
   value, grads = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(vae, x[:, None])
-  np.testing.assert_allclose(jnp.mean(value), loss(vae, x), rtol=1e-4)
+  np.testing.assert_allclose(jnp.mean(value), jax.jit(loss)(vae, x), rtol=1e-4)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
-  assert nnx.state(vae, nnx.Param) == nnx.state(vae)
+
+
+def test_initialisation():
+  """Parameters only; the latents and the pixels of a fresh network are of the order of one."""
+  cfg = VideoVAEConfig(4, 8, 4, 8, 4, (32,), (1,), (1,))
+  vae = VideoVAE(cfg, rngs=nnx.Rngs(0))
+  assert jax.tree.leaves(nnx.state(vae, nnx.Param)) and not jax.tree.leaves(nnx.state(vae, nnx.Not(nnx.Param)))
+  mean, logvar = encode(vae, video(1, 5, 16, 16))
+  assert 0.3 < mean.std() < 3 and 0.3 < logvar.std() < 3 and 0.1 < decode(vae, mean).std() < 3
 
 
 def test_bfloat16_follows_float32(vae):

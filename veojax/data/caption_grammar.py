@@ -1,8 +1,8 @@
 """The wordings of captions, and `render`: stated facts → English.
 
-Conventions: every bank lists wordings of one fact. The last wording of each bank of two or more is held out: texts of the
-family 'train' never use it, texts of the family 'test' use nothing else, so obedience to unseen phrasing can be measured.
-The same banks are the reader's lexicon (caption_reader.py), so whatever is written can be read.
+Conventions: every bank lists wordings of one fact. The last wording of each bank of two or more is held out: texts of
+the family 'train' never use it, texts of the family 'test' use nothing else, so obedience to unseen phrasing can be
+measured. The same banks are the reader's lexicon (caption_reader.py), so whatever is written can be read.
 """
 import numpy as np
 

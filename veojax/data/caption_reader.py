@@ -2,7 +2,8 @@
 
 Method: the longest phrase of the lexicon that matches at each word becomes a symbol, unknown words are skipped, and one
 pass over the symbols of each sentence assigns verbs to subjects. A new noun after a verb opens a new clause; "the"
-and a colour (or shape) already mentioned refer back. So any text is read without error; what is not understood is absent.
+and a colour (or shape) already mentioned refer back. So any text is read without error; what is not understood is
+absent.
 """
 import re
 
@@ -179,7 +180,8 @@ class _Reader:
   def find(self, attributes: dict) -> dict | None:
     """The object already mentioned that these words mean."""
     for o in self.objects:
-      if all(o.get(key, value) == value for key, value in attributes.items()) and o.get('colour') == attributes.get('colour'):
+      agrees = all(o.get(key, value) == value for key, value in attributes.items())
+      if agrees and o.get('colour') == attributes.get('colour'):
         o.update(attributes)
         return o
     same = [o for o in self.objects if o['shape'] == attributes['shape']]

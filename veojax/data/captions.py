@@ -1,8 +1,8 @@
 """Captions of the world: the record of a clip → observable facts (`fields`) → English (`write`), and back (`read`).
 
 Conventions:
-  - Only what can be seen or heard is a fact. Impacts are counted when they are seen, and at least three frames from the next
-    impact on the same object; where some are not, the count is 'some', and the text says no number.
+  - Only what can be seen or heard is a fact. Impacts are counted when they are seen, and at least three frames from
+    the next impact on the same object; where some are not, the count is 'some', and the text says no number.
   - Objects are named by colour, which no two objects of a clip share, and are kept sorted by colour, so that the
     order in which a text mentions them does not matter.
   - Left, right, up and down are on the screen; y points down. Lengths are in frame widths, times in seconds.
@@ -208,10 +208,8 @@ def _outside(position: np.ndarray, radius: float, aspect: float) -> str | None:
   """The side past which more than three quarters of an object lie, or None."""
   x, y = position
   margin = radius / 2
-  for side, beyond in (('left', x < -margin), ('right', x > 1 + margin), ('top', y < -margin), ('bottom', y > aspect + margin)):
-    if beyond:
-      return side
-  return None
+  beyond = {'left': -x, 'right': x - 1, 'top': -y, 'bottom': y - aspect}
+  return next((side for side, distance in beyond.items() if distance > margin), None)
 
 
 def _order(info: dict) -> list[dict]:
@@ -229,7 +227,7 @@ def _order(info: dict) -> list[dict]:
 
 
 def _sound(info: dict) -> dict | None:
-  """What is heard: number of impacts, materials that sound, and the side when all sound on one; None without a track."""
+  """What is heard: number of impacts, materials that sound, and the side when all are on one; None without a track."""
   if not info.get('sample_rate') or info['num_frames'] < 2:
     return None
   duration = info['num_frames'] / info['fps']

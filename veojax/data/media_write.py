@@ -34,12 +34,9 @@ def write(path, clip: Clip, *, metadata: dict | None = None, crf: int = 18):
   crf: H.264's scale of quality, 0 lossless to 51; 18 looks like the original. MediaError where the clip cannot be
   written so, or the disk refuses.
   """
-  path = os.path.abspath(os.fspath(path))
-  format = os.path.splitext(path)[1][1:].lower()
-  _check(clip, format, os.path.basename(path))
+  path, format = check_path(path)
   folder, name = os.path.split(path)
-  if not os.path.isdir(folder):
-    raise MediaError(f'{path}: the folder {folder} does not exist; make it first')
+  _check(clip, format, name)
   # Without the dot files of two threads or processes writing the same name could meet.
   draft = os.path.join(folder, f'.{name}.{os.getpid()}.{threading.get_ident()}.part')
   try:
@@ -55,6 +52,17 @@ def write(path, clip: Clip, *, metadata: dict | None = None, crf: int = 18):
               errno.EACCES: 'choose a folder you may write to', errno.EROFS: 'choose a folder you may write to'}
     reason = f'{(error.strerror or str(error)).lower()}; {remedy.get(error.errno, "choose another place")}'
     raise MediaError(f'{path}: cannot be written: {reason}') from error
+
+
+def check_path(path) -> tuple[str, str]:
+  """(absolute path, format) of a file to be written. MediaError where its ending is unknown or its folder missing."""
+  path = os.path.abspath(os.fspath(path))
+  folder, name = os.path.split(path)
+  format = os.path.splitext(name)[1][1:].lower()
+  _check_format(format, name)
+  if not os.path.isdir(folder):
+    raise MediaError(f'{path}: the folder {folder} does not exist; make it first')
+  return path, format
 
 
 def encode(clip: Clip, format: str = 'mp4', *, metadata: dict | None = None, crf: int = 18) -> bytes:

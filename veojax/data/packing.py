@@ -184,7 +184,7 @@ def pack(clips: Sequence[LatentClip], config: PackConfig) -> Tokens:
   if len(clips) > config.max_clips or total > config.row_tokens or text > config.text_tokens:
     raise ValueError(f'{len(clips)} clips of {total} tokens, {text} of them text, do not fit a row of max_clips='
                      f'{config.max_clips}, row_tokens={config.row_tokens}, text_tokens={config.text_tokens}')
-  row, at, text_at = _empty(config), 0, 0
+  row, at, text_at = empty_row(config), 0, 0
   for segment, clip in enumerate(clips, 1):
     ids = np.asarray(clip.text_ids, np.int32)
     end = text_at + len(ids)
@@ -257,7 +257,7 @@ def _frozen(geometry):
   return out
 
 
-def _empty(config) -> Tokens:
+def empty_row(config) -> Tokens:
   L, S, G = config.row_tokens, config.text_tokens, config.num_groups
   ints = {name: np.zeros(size, np.int32) for name, size in (
       ('modality', L), ('segment', L), ('group', L), ('group_modality', G), ('group_segment', G), ('text', S),

@@ -193,7 +193,8 @@ def _gather(output, stamp, tasks: list, made: dict[int, dict], found: outputs.Fo
 def _work(tasks: list, found: outputs.Found, config: PrepareConfig, workers: int, bar: Progress) -> dict[int, dict]:
   """Makes the pieces that are not there yet. Returns task number → summary of its piece; failures go to `found`."""
   made = {i: summary for i, task in enumerate(tasks) if (summary := pieces.load(task.path)) is not None}
-  left = [i for i in range(len(tasks)) if i not in made]
+  # The longest first, so that no process is left alone with one at the end.
+  left = sorted((i for i in range(len(tasks)) if i not in made), key=lambda i: -tasks[i].weight)
   clips = sum(len(summary['clips']) for summary in made.values())
   line = bar.add_task('preparing', total=sum(task.weight for task in tasks), clips=clips)
   done = {i: task.weight if i in made else 0.0 for i, task in enumerate(tasks)}

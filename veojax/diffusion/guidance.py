@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from veojax.types import AUDIO, VIDEO
 
-Scale = float | Float[Array, '...']
+Scale = float | int | Float[Array, '...']
 Denoise = Callable[[Array, Array], Array]
 
 
@@ -24,7 +24,7 @@ def classifier_free(cond: Float[Array, '*s'], uncond: Float[Array, '*s'], scale:
   return (cond + (scale - 1) * (cond - uncond)).astype(cond.dtype)
 
 
-def by_modality(modality: Int[Array, 'b l'], *, video: float, audio: float) -> Float[Array, 'b l 1']:
+def by_modality(modality: Int[Array, 'b l'], *, video: float | int, audio: float | int) -> Float[Array, 'b l 1']:
   """The scale of each token of packed rows; 1, no guidance, for text and padding."""
   return jnp.where(modality == VIDEO, video, jnp.where(modality == AUDIO, audio, 1.0))[:, :, None]
 

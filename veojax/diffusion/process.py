@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Level = Float[Array, '...'] | Float[np.ndarray, '...'] | float  # t in [0, 1]
+Level = Float[Array, '...'] | Float[np.ndarray, '...'] | float | int  # t in [0, 1]
 
 SCHEDULES = ('linear', 'cosine')
 
@@ -61,7 +61,7 @@ class VP:
     """The cosine schedule's theta(t) - theta(0), theta(1) - theta(t) and pi/2 - theta(t), each without cancellation."""
     unit = 0.5 * math.pi / (1 + self.cosine_offset)
     end = self.cosine_end
-    return unit * end * t, unit * end * (1 - t), unit * (1 - t * end)
+    return unit * end * t, unit * end * (1 - t), unit * (end * (1 - t) + (1 - end))
 
   def _exponents(self, t):
     """The linear schedule's -log alpha(t), and -log alpha(1) + log alpha(t)."""

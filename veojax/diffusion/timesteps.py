@@ -40,7 +40,7 @@ def _shift(t, s):
   return s * t / (s * t + (1 - t))  # this order of terms keeps 0 and 1 exactly in place
 
 
-def shift(t: Float[Array, '...'], s: float | Float[Array, '...']) -> Float[Array, '...']:
+def shift(t: Float[Array, '...'], s: float | int | Float[Array, '...']) -> Float[Array, '...']:
   """t' = s t / (1 + (s - 1) t), Esser et al. 2024, eq. 23; s = 1 is no shift. s broadcasts against t."""
   return _shift(t, s)
 
@@ -73,7 +73,7 @@ def _spaced(num_steps: int, spacing: str) -> np.ndarray:
   return np.append(1 - rise[:-1], 0.0)
 
 
-def levels(num_steps: int, shift: float | Float[Array, '*d'] | Float[np.ndarray, '*d'] = 1.0,
+def levels(num_steps: int, shift: float | int | Float[Array, '*d'] | Float[np.ndarray, '*d'] = 1.0,
            spacing: str = 'uniform') -> Float[Array, 'steps *d']:
   """The schedule of `num_steps` steps: float32[num_steps + 1, ...], falling from exactly 1 to exactly 0, then shifted.
 
@@ -88,11 +88,11 @@ def levels(num_steps: int, shift: float | Float[Array, '*d'] | Float[np.ndarray,
     raise ValueError(f'num_steps is {num_steps}; sampling takes at least 1 step')
   if spacing not in SPACINGS:
     raise ValueError(f'no spacing {spacing!r}; choose one of {", ".join(SPACINGS)}')
-  s = jnp.asarray(shift, jnp.result_type(shift, float))
-  if not isinstance(s, jax.core.Tracer) and not bool(jnp.all(s > 0)):
+  if not isinstance(shift, jax.core.Tracer) and not np.all(np.asarray(shift) > 0):
     raise ValueError(f'shift is {shift}; give a positive number, 1 for none')
-  t = jnp.asarray(_spaced(num_steps, spacing), s.dtype).reshape((-1,) + (1,) * s.ndim)
-  return _shift(t, s[None])
+  t = _spaced(num_steps, spacing).reshape((-1,) + (1,) * np.ndim(shift))
+  s = shift[None] if np.ndim(shift) else shift
+  return jnp.asarray(_shift(t, s), jnp.result_type(float))
 
 
 def stretch(levels: Float[Array, 'steps *d'], terminal: float) -> Float[Array, 'steps *d']:

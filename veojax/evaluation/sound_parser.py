@@ -1,6 +1,7 @@
 """Sound → onsets, the side they come from, and the material that rings, without a network.
 
-Conventions: audio is float[R, channels]; sample n is at n / sample_rate; times in seconds; x runs from 0 (left) to 1 (right).
+Conventions: audio is float[R, channels]; sample n is at n / sample_rate; times in seconds; x runs from 0 (left)
+to 1 (right).
 """
 import functools
 
@@ -69,7 +70,7 @@ def materials(audio: np.ndarray, sample_rate: float, start: float) -> dict[str, 
 
 
 def _level(audio: np.ndarray, sample_rate: float) -> np.ndarray:
-  """float[N]: log(rms + FLOOR) of the window that ends at k HOP, over all channels; the track is preceded by silence."""
+  """float[N]: log(rms + FLOOR) of the window that ends at k HOP, over all channels; silence precedes the track."""
   power = np.mean(np.square(audio, dtype=np.float64), axis=1)
   total = np.concatenate([[0.], np.cumsum(power)])
   ends = np.arange(0, len(power) / sample_rate, HOP)

@@ -1,10 +1,10 @@
 """Does a clip obey the world's laws? Permanence, gravity, error against the record, and synchrony of sound and picture.
 
-Conventions: widths, seconds, y down. Times in the result are in milliseconds where the name says so. A metric that is undefined
-for a clip (no track in flight, no impact) is NaN: average with nanmean and print how many are defined.
+Conventions: widths, seconds, y down. Times in the result are in milliseconds where the name says so. A metric that is
+undefined for a clip (no track in flight, no impact) is NaN: average with nanmean and print how many are defined.
 
-A visual impact is where two free flights meet: second differences that are not gravity flag frames; with p(t) before and
-after on parabolas of the same g, their mismatch is linear in t, so its least-squares zero is in closed form.
+A visual impact is where two free flights meet: second differences that are not gravity flag frames; with p(t) before
+and after on parabolas of the same g, their mismatch is linear in t, so its least-squares zero is in closed form.
 """
 import numpy as np
 
@@ -22,9 +22,9 @@ def measure(clip: Clip, info: dict) -> dict[str, float]:
   """Scores of a clip against the record of the scene that it should show.
 
   count_constancy, permanence: shares of frames with the right number of objects, and of objects that are never missing.
-  g_err: relative error of the gravity of flights (without gravity: its absolute value). pos_err (widths), vel_err (widths/s): mean
-  errors against the record. f1, impact_has_sound, sound_has_impact: synchrony within 50 ms. bias_ms: median delay of
-  the sound, of matches within 150 ms.
+  g_err: relative error of the gravity of flights (without gravity: its absolute value). pos_err (widths), vel_err
+  (widths/s): mean errors against the record. f1, impact_has_sound, sound_has_impact: synchrony within 50 ms. bias_ms:
+  median delay of the sound, of matches within 150 ms.
   """
   parse = world_parser.parse(clip.video, clip.fps)
   frames = min(parse.num_frames, info['num_frames'])
@@ -61,7 +61,9 @@ def synchrony(seen: np.ndarray, heard: np.ndarray) -> dict[str, float]:
   delays = _match(seen, heard, .15)
   share = lambda total: matches / total if total else float('nan')
   return {
-    'f1': share((len(seen) + len(heard)) / 2), 'impact_has_sound': share(len(seen)), 'sound_has_impact': share(len(heard)),
+    'f1': share((len(seen) + len(heard)) / 2),
+    'impact_has_sound': share(len(seen)),
+    'sound_has_impact': share(len(heard)),
     'bias_ms': float(np.median(delays) * 1e3) if delays else float('nan'),
   }
 
@@ -80,7 +82,7 @@ def _match(seen: np.ndarray, heard: np.ndarray, tolerance: float) -> list[float]
 def _impacts_of(p: np.ndarray, fps: float, gravity: float) -> list[float]:
   """Impact times of one track float[T, 2], by runs of up to three flagged frames between two free flights."""
   off = (p[2:] - 2 * p[1:-1] + p[:-2]) * fps**2 - (0, gravity)
-  # Entry k of the padded arrays belongs to frame k; beyond the ends and beside missing frames nothing is known to be free.
+  # Entry k of the padded arrays belongs to frame k; at the ends and beside missing frames no flight is known.
   size = np.concatenate([[np.nan], np.hypot(*off.T), [np.nan]])
   flagged, free = size > FLAG * fps, size <= FLAG * fps
   times, k = [], 0

@@ -1,7 +1,7 @@
 """What tracks do: reversals (impacts as sharp turns), named motions and directions, resting, leaving and hiding.
 
-Conventions: widths and seconds, y down, frame k at k / fps. Everything here is soft or needs only signs, so it holds on clips
-of models whose physics is not exact yet; the exact laws are measured elsewhere.
+Conventions: widths and seconds, y down, frame k at k / fps. Everything here is soft or needs only signs, so it holds
+on clips of models whose physics is not exact yet; the exact laws are measured elsewhere.
 """
 import dataclasses
 
@@ -74,7 +74,7 @@ def likeness(track: Track, motion: str, fps: float) -> float:
   wide, high = np.ptp(p, axis=0)
   moves = float(np.clip((max(wide, high) - .02) / .08, 0, 1))
   down = float(np.clip((p[:, 1].max() - p[0, 1]) / .1, 0, 1))
-  # The greatest rise from a place that it had fallen to: with gravity only an impact, even one that is hidden, does that.
+  # The greatest rise from a place that it had fallen to: with gravity only an impact, even a hidden one, does that.
   lowest = np.maximum.accumulate(p[:, 1])
   rise = float(np.clip(np.max((lowest - p[:, 1])[lowest > p[0, 1] + .03], initial=0.) / .03, 0, 1))
   if motion == 'still':
@@ -93,7 +93,7 @@ def likeness(track: Track, motion: str, fps: float) -> float:
 
 
 def heads(track: Track, direction: str, fps: float) -> float:
-  """1 where the mean velocity of the first three frames points that way at .15 widths/s or more, .5 at rest, 0 against."""
+  """1 where the mean velocity of the first three frames is .15 widths/s or more that way, .5 at rest, 0 against."""
   frames = np.flatnonzero(track.present)[:3]
   if len(frames) < 2:
     return 0.

@@ -1,12 +1,14 @@
 """Pixels → tracks of the world's objects, without a network.
 
-Conventions: the frame is 1 wide, y points down, pixel (i, j) has its centre at ((i + .5)/W, (j + .5)/W); frame k is at k/fps.
-An object's position is its box centre, which is the physical centre of the world's record. Missing frames are NaN.
+Conventions: the frame is 1 wide, y points down, pixel (i, j) has its centre at ((i + .5)/W, (j + .5)/W); frame k is at
+k/fps. An object's position is its box centre, which is the physical centre of the world's record. Missing frames are
+NaN.
 
-Method. A pixel's offset from the background is assigned to the nearest of the colour rays (brown, of pillars and lines, is an
-eighth that yields no object) when it lies in that ray's cone; its coverage alpha is its length along the ray over the full
-colour's. Per colour the densest blob is kept, so speckle does not move it; position and area are alpha's moments. The
-shape is the one whose rendering, at some scale and blur, is most like the blob (cosine), summed over the frames.
+Method. A pixel's offset from the background is assigned to the nearest of the colour rays (brown, of pillars and
+lines, is an eighth that yields no object) when it lies in that ray's cone; its coverage alpha is its length along the
+ray over the full colour's. Per colour the densest blob is kept, so speckle does not move it; position and area are
+alpha's moments. The shape is the one whose rendering, at some scale and blur, is most like the blob (cosine), summed
+over the frames.
 
 `STRICT` is for measuring laws on sharp clips: its cones never touch. `LOOSE` is for clips of blurry decoders and young
 models: nearest ray in wide cones, and coverage rescaled by the blob's own peak.
@@ -155,7 +157,7 @@ def _label(offset: np.ndarray, rays: np.ndarray, config: ParserConfig):
 
 
 def _track(colour: str, maps: np.ndarray, soft: np.ndarray, config: ParserConfig) -> Track | None:
-  """The densest blob of one colour's coverage (thresholded, and soft: not) float[T, H, W]; None when nowhere large enough."""
+  """The densest blob of one colour's coverage float[T, H, W] (soft: without threshold); None if nowhere large."""
   T, H, W = maps.shape
   total = maps.sum((1, 2)) / W**2
   frames = np.flatnonzero(total >= config.min_area)
@@ -223,7 +225,7 @@ def _blob(maps: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, np.ndarray]:
-  """Unit-norm renderings float32[N, GRID²] of all shapes at several scales and blurs, and the shape index int[N] of each.
+  """Unit-norm renderings float32[N, GRID²] of all shapes at several scales and blurs, and the shape int[N] of each.
 
   The unit of length is the radius of the disc of equal area; the centroid is in the middle.
   """

@@ -1,8 +1,8 @@
 """How well a clip follows a caption of the world, by parsing its pixels and sound; no network, no ground truth.
 
-Conventions: every score lies in [0, 1]; a field that the text does not state, or that the clip cannot show (no sound track, a
-single frame), is left out rather than counted as 0 or 1. Scores are soft, so that blurred or half-right clips of a
-young model are told from wrong ones; a sharp right clip scores 1, up to the parser's own errors.
+Conventions: every score lies in [0, 1]; a field that the text does not state, or that the clip cannot show (no sound
+track, a single frame), is left out rather than counted as 0 or 1. Scores are soft, so that blurred or half-right clips
+of a young model are told from wrong ones; a sharp right clip scores 1, up to the parser's own errors.
 
 Captioned objects are matched with tracks by colour; those left over take the remaining tracks by area, so a right
 shape in a wrong colour loses on `colour` alone. An object with no track scores 0 in everything that is seen.
@@ -15,15 +15,15 @@ from veojax.data import captions, world
 from veojax.evaluation import sound_parser, world_motion, world_parser
 from veojax.types import Clip
 
-FIELDS = ('colour', 'shape', 'size', 'count', 'motion', 'direction', 'impacts', 'rests', 'edges', 'occlusion', 'collisions',
-          'order', 'material', 'silence', 'hits', 'side')
+FIELDS = ('colour', 'shape', 'size', 'count', 'motion', 'direction', 'impacts', 'rests', 'edges', 'occlusion',
+          'collisions', 'order', 'material', 'silence', 'hits', 'side')
 AUDIBLE = .01  # rms over 3 ms below which a track is silence
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """A parsed clip. tracks: the persistent ones, largest first. onsets and loudness are None without a sound track; materials:
-  for the loudest onset first, what it sounds like; place: where the sound is, from 0 (left) to 1 (right)."""
+  """A parsed clip. tracks: the persistent ones, largest first. onsets: None without a sound track. materials: for
+  each onset, the loudest first, its level and what it sounds like. place: of the sound, from 0 (left) to 1 (right)."""
   parse: world_parser.Parse | None
   tracks: list
   impacts: list
@@ -57,7 +57,7 @@ def observe(clip: Clip) -> Observation:
 
 
 def caption_score(clip: Clip | Observation, text: str) -> dict[str, float]:
-  """Scores in [0, 1] of the FIELDS that the text states and the clip can show, and 'overall', their mean (NaN if none)."""
+  """Scores in [0, 1] of the FIELDS that the text states and the clip can show; 'overall': their mean, NaN if none."""
   seen = clip if isinstance(clip, Observation) else observe(clip)
   stated = captions.read(text)
   scores = {}
@@ -74,9 +74,10 @@ def caption_score(clip: Clip | Observation, text: str) -> dict[str, float]:
 def compare(clips: list[Clip], texts: list[str], *, num_bootstrap: int = 1000, seed: int = 0) -> dict:
   """Do clips follow their own captions better than those of others?
 
-  Scores every clip i against every text j. Returns own (mean overall score for j = i), shuffled (mean over all i ≠ j whose
-  texts differ), difference with its 95 % interval (low, high) by bootstrap over clips with their texts, wins (share of
-  pairs i ≠ j in which the own caption scores higher, ties half), fields {name: (own, shuffled)}, and num_clips.
+  Scores every clip i against every text j. Returns own (mean overall score for j = i), shuffled (mean over all i ≠ j
+  whose texts differ), difference with its 95 % interval (low, high) by bootstrap over clips with their texts, wins
+  (share of pairs i ≠ j in which the own caption scores higher, ties half), fields {name: (own, shuffled)}, and
+  num_clips.
   """
   if len(clips) != len(texts):
     raise ValueError(f'{len(clips)} clips and {len(texts)} texts; give one text a clip')
@@ -89,7 +90,10 @@ def compare(clips: list[Clip], texts: list[str], *, num_bootstrap: int = 1000, s
   own, shuffled = _own_and_shuffled(overall, other, np.arange(len(clips)))
   rng = np.random.default_rng(seed)
   draws = [_own_and_shuffled(overall, other, rng.integers(len(clips), size=len(clips))) for _ in range(num_bootstrap)]
-  low, high = np.nanpercentile([a - b for a, b in draws], (2.5, 97.5))
+  differences = [a - b for a, b in draws if np.isfinite(a - b)]
+  if not differences:
+    raise ValueError('no text states anything that its clip can be scored by; give captions of the world')
+  low, high = np.percentile(differences, (2.5, 97.5))
   margin = np.diag(overall)[:, None] - overall
   wins = np.where(margin > 0, 1., np.where(margin == 0, .5, 0.))[other & np.isfinite(margin)]
   fields = {}
@@ -195,7 +199,7 @@ def _clip_scores(seen: Observation, stated: dict) -> dict[str, float]:
 
 
 def _sound_scores(seen: Observation, stated: dict) -> dict[str, float]:
-  """silence, hits, side, and material: the share of the impacts' energy that sounds like one of the stated materials."""
+  """silence, hits, side, and material: the share of the impacts' energy that sounds like a stated material."""
   scores, sound = {}, stated.get('sound')
   kinds = {o['material'] for o in stated['objects'] if 'material' in o}
   if sound:

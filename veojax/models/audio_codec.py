@@ -1,24 +1,26 @@
 """Sound of any length to normalised latents and back, through an AudioVAE in chunks of one fixed size.
 
-The VAE is causal and its chunks carry state, so the result is that of the whole clip; two programs are compiled for each
-direction (first chunk, later chunks), whatever the lengths, and memory on the device does not grow with them. Latent j covers samples j·hop to (j + 1)·hop; the
-end is padded with silence up to a whole latent.
+The VAE is causal and its chunks carry state, so the result is that of the whole clip; two programs are compiled for
+each direction (first chunk, later chunks), whatever the lengths, and memory on the device does not grow with them.
+Latent j covers samples j·hop to (j + 1)·hop; the end is padded with silence up to a whole latent.
 
 Latents are normalised per channel, (mean - mean_C) / std_C, by statistics measured on the training data: the diffusion
 model sees zero mean and unit variance.
 """
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import jax
 import numpy as np
 
-from veojax.models.audio_vae import AudioVAE
+from veojax.models import codec_file
+from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioCodec:
-  """vae with its latents' statistics, float32[latent_channels] each, and the chunk in latents (2.56 s at 25 a second)."""
+  """A VAE with its latents' statistics, float32[latent_channels] each; chunk is in latents (64: 2.56 s at 25 Hz)."""
   vae: AudioVAE
   mean_C: np.ndarray
   std_C: np.ndarray
@@ -35,6 +37,29 @@ class AudioCodec:
   @property
   def latent_rate(self) -> float:
     return self.vae.cfg.latent_rate
+
+  @property
+  def hop(self) -> int:
+    return self.vae.cfg.hop
+
+  @property
+  def latent_channels(self) -> int:
+    return self.vae.cfg.latent_channels
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    return codec_file.fingerprint(self)
+
+  def hash(self) -> str:
+    """Sixteen hex digits that change with anything that changes the latents."""
+    return self._fingerprint
+
+  def save(self, path):
+    codec_file.save(path, self)
+
+  @classmethod
+  def load(cls, path) -> 'AudioCodec':
+    return codec_file.load(path, cls, AudioVAE, AudioVAEConfig)
 
   def latent_length(self, num_samples: int) -> int:
     """Latents of a sound of `num_samples` samples."""
@@ -77,8 +102,8 @@ class AudioCodec:
 def statistics(vae: AudioVAE, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of the posterior's mean per channel, over batches float32[B, R, channels].
 
-  R is a multiple of hop; batches of one shape compile once. A channel that does not vary gets its deviation bounded from
-  below at 1e-3, so that dividing by it does not blow up what it does not carry.
+  R is a multiple of hop; batches of one shape compile once. The deviation is at least 1e-3, so that dividing by it does
+  not blow up a channel that carries nothing.
   """
   count, total, square = 0, 0.0, 0.0
   for batch in batches:

@@ -1,12 +1,11 @@
 """Convolution over space, and causal convolution over time with the past carried from chunk to chunk.
 
-Layout is BTHWC. A causal kernel of k taps sees frames t-k+1 … t. Before the first frame of a clip it sees zeros; a later
-chunk sees the last k-1 input frames of the chunk before it (the state, of fixed shape). So a clip computed in chunks equals
-the clip computed whole.
+Layout is BTHWC. A causal kernel of k taps sees frames t-k+1 … t. Before the first frame of a clip it sees zeros; a
+later chunk sees the last k-1 input frames of the chunk before it (the state, of fixed shape). So a clip computed in
+chunks equals the clip computed whole.
 
-A 3 × 3 × 3 convolution is factored into 3 × 3 of space and 3 of time: one 2D convolution with the frames in the batch, and one
-matrix product with the taps gathered into the channels. Both keep a matrix unit full, and XLA's CPU backend
-differentiates them several times faster than 3D convolutions.
+A 3 × 3 × 3 convolution is factored into 3 × 3 of space and 3 of time: one 2D convolution with the frames in the batch,
+and one matrix product with the taps gathered into the channels. Both keep a matrix unit full, in the gradient too.
 """
 import jax
 import jax.numpy as jnp

@@ -126,6 +126,7 @@ class DiT(nnx.Module):
     tokens.latent holds the noisy latents x_t; noise_BG is the noise level of each group, in [0, 1].
     """
     dtype = jnp.dtype(self.config.dtype)
+    tokens = jax.tree.map(jnp.asarray, tokens)
     row = Row(tokens, self.config)
     c_BGD = self.condition(noise_BG, row)
     shared_BG6D = layers.einsum('bgd,dse->bgse', c_BGD, self.w_modulation[...])

@@ -1,11 +1,12 @@
 """A video VAE as a codec: uint8 clips of any size and length to normalised latents and back.
 
-Latents are posterior means, normalised per channel: (mean - mean_C) / std_C. A clip is extended by repeating its edges (the last
-row, column, frame) and cut into chunks of a fixed number of frames and tiles of a fixed size, so exactly two programs are
-compiled per direction, for the first chunk and for the later ones, whatever the clips. Chunks carry their past and equal
-the whole. Tiles overlap: of every overlap the outer quarters are dropped, and the middle half is a linear
-cross-fade. A frame that fits one tile is exact; for larger ones the difference from the whole is zero where a quarter of the
-overlap covers the network's receptive field, and otherwise what that quarter leaves of the effect of a tile's edge.
+Latents are posterior means, normalised per channel: (mean - mean_C) / std_C. A clip is extended by repeating its edges
+(the last row, column, frame) and cut into chunks of a fixed number of frames and tiles of a fixed size, so exactly two
+programs are compiled per direction, for the first chunk and for the later ones, whatever the clips. Chunks carry their
+past and equal the whole. Tiles overlap: of every overlap the outer quarters are dropped, and the middle half is a
+linear cross-fade. So tiles equal the whole frame where a quarter of the overlap covers the network's reach in space;
+where it does not, a seam remains, in the tests below a tenth of the signal's standard deviation (root mean square) for
+an overlap of 16 pixels.
 
 Host memory holds the clip and one chunk in float; the device holds one tile's chunk and the past of every tile.
 """
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from veojax.models.video_vae import VideoVAE
+from veojax.models import codec_file
+from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 
 
 @jax.jit
@@ -36,8 +38,8 @@ def decode_tile(vae: VideoVAE, latent_BTHWC, state):
 class VideoCodec:
   """A trained VideoVAE with the statistics of its latents.
 
-  `chunk` is in latent frames; `tile` (the side of a tile) and `overlap` are in pixels. A frame smaller than a tile costs as
-  much as one, so choose the tile for the frames at hand.
+  `chunk` is in latent frames; `tile` (the side of a tile) and `overlap` are in pixels. A clip smaller than a chunk or a
+  tile costs as much as one: choose them for the clips at hand.
   """
   vae: VideoVAE
   mean_C: np.ndarray
@@ -49,14 +51,41 @@ class VideoCodec:
   def __post_init__(self):
     sc = self.vae.cfg.spatial_compression
     if self.tile % sc or self.overlap % sc or not 0 <= self.overlap <= self.tile // 2 or self.tile < 1:
-      raise ValueError(f'tile={self.tile} with overlap={self.overlap}: give multiples of {sc}, the overlap at most half '
-                       'the tile')
+      raise ValueError(f'tile={self.tile} with overlap={self.overlap}: give multiples of {sc}, the overlap at '
+                       'most half the tile')
     if self.chunk < 1:
       raise ValueError(f'chunk={self.chunk}; give one latent frame or more')
     for name in ('mean_C', 'std_C'):
       if np.shape(getattr(self, name)) != (self.vae.cfg.latent_channels,):
-        raise ValueError(f'{name} has shape {np.shape(getattr(self, name))}; this VAE has {self.vae.cfg.latent_channels} '
-                         'latent channels')
+        raise ValueError(f'{name} has shape {np.shape(getattr(self, name))}; this VAE has '
+                         f'{self.vae.cfg.latent_channels} latent channels')
+
+  @property
+  def temporal_compression(self) -> int:
+    return self.vae.cfg.temporal_compression
+
+  @property
+  def spatial_compression(self) -> int:
+    return self.vae.cfg.spatial_compression
+
+  @property
+  def latent_channels(self) -> int:
+    return self.vae.cfg.latent_channels
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    return codec_file.fingerprint(self)
+
+  def hash(self) -> str:
+    """Sixteen hex digits that change with anything that changes the latents."""
+    return self._fingerprint
+
+  def save(self, path):
+    codec_file.save(path, self)
+
+  @classmethod
+  def load(cls, path) -> 'VideoCodec':
+    return codec_file.load(path, cls, VideoVAE, VideoVAEConfig)
 
   def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """(t, h, w, C) of the latents of a clip of any size and length."""
@@ -86,8 +115,8 @@ class VideoCodec:
     """float32[t, h, w, C] of `latent_shape(num_frames, height, width)` → uint8[num_frames, height, width, 3]."""
     expected = self.latent_shape(num_frames, height, width)
     if latent_THWC.shape != expected:
-      raise ValueError(f'latents of shape {list(latent_THWC.shape)} for {num_frames} frames of {height}×{width} pixels; '
-                       f'their shape is {list(expected)}')
+      raise ValueError(f'latents of shape {list(latent_THWC.shape)} for {num_frames} frames of {height}×{width} '
+                       f'pixels; their shape is {list(expected)}')
     tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
     t, h, w, _ = expected
     tiles = Tiles(h, w, self.tile // sc, self.overlap // sc, scale=sc)

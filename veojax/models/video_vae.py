@@ -1,15 +1,16 @@
 """The video VAE: causal in time, so frame 0 stands alone and an image is a clip of one frame.
 
-A clip of 1 + k·tc frames (tc the temporal compression) has 1 + k latent frames: latent 0 is frame 0, latent i ≥ 1 covers
-frames tc(i-1)+1 … tc·i. So that every latent frame covers tc frames, frame 0 is repeated tc-1 times before itself, and
-the decoder drops what it makes of the repeats; after that each chunk of a long clip is like any other. Norms run over
-channels only and the convolutions of time carry their past, so a clip encoded or decoded in chunks equals the whole, in
-memory that does not grow with its length.
+A clip of 1 + k·tc frames (tc the temporal compression) has 1 + k latent frames: latent 0 is frame 0, latent i ≥ 1
+covers frames tc(i-1)+1 … tc·i. So that every latent frame covers tc frames, frame 0 is repeated tc-1 times before
+itself, and the decoder drops what it makes of the repeats; after that each chunk of a long clip is like any other.
+Norms run over channels only and the convolutions of time carry their past, so a clip encoded or decoded in chunks
+equals the whole, in memory that does not grow with its length.
 
-RGB enters and leaves as patches of `patch_time` × `patch_size`² pixels (one matrix product), never by convolutions of three
-channels. Between stages blocks of cells are folded into channels (down) or unfolded (up).
+RGB enters and leaves as patches of `patch_time` × `patch_size`² pixels (one matrix product), never by convolutions of
+three channels. Between stages blocks of cells are folded into channels (down) or unfolded (up).
 
-The posterior is N(mean, exp(logvar)) (Kingma & Welling 2014); pixels lie in [-1, 1]; the decoder's output is not clipped.
+The posterior is N(mean, exp(logvar)) (Kingma & Welling 2014). Pixels lie in [-1, 1]; the decoder's output is
+not clipped.
 """
 import dataclasses
 import math
@@ -31,9 +32,9 @@ State = tuple[Video, ...]  # the past of every convolution of time, in the order
 class VideoVAEConfig:
   """Sizes of a VideoVAE.
 
-  Stage i has `widths[i]` channels and `encoder_depths[i]` residual blocks on the way in, `decoder_depths[i]` on the way out.
-  A transition between stages halves space or time or both: space as early as possible, time as late as possible, so many
-  times as leads from the patch to the compression.
+  Stage i has `widths[i]` channels, `encoder_depths[i]` residual blocks on the way in and `decoder_depths[i]` on the way
+  out. A transition between stages halves space or time or both: space as early as possible, time as late as possible,
+  as many times as lead from the patch to the compression.
   """
   temporal_compression: int = 4
   spatial_compression: int = 8
@@ -55,8 +56,9 @@ class VideoVAEConfig:
     for compression, patch in (('temporal_compression', 'patch_time'), ('spatial_compression', 'patch_size')):
       factor = getattr(self, compression) / getattr(self, patch)
       if factor not in [2 ** i for i in range(num_transitions + 1)]:
-        raise ValueError(f'{compression}={getattr(self, compression)} over {patch}={getattr(self, patch)} is {factor:g}, '
-                         f'which {num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of widths')
+        raise ValueError(
+            f'{compression}={getattr(self, compression)} over {patch}={getattr(self, patch)} is {factor:g}, which '
+            f'{num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of widths')
 
   @property
   def strides(self) -> tuple[tuple[int, int], ...]:
@@ -73,7 +75,7 @@ class Block(nnx.Module):
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     self.scale = layers.param(nnx.initializers.ones, rngs.params(), (width,))
     self.space = SpatialConv(width, width, rngs=rngs)
-    # Small, so that a deep stack starts near the identity; not zero, which would start its first factor without gradient.
+    # Small, so that a deep stack starts near the identity; not zero, which would give its first factor no gradient.
     self.time = CausalConv(width, width, rngs=rngs, init=nnx.initializers.variance_scaling(
         0.1, 'fan_in', 'truncated_normal', in_axis=(0, 1), out_axis=2))
 

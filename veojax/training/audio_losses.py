@@ -1,11 +1,11 @@
 """Losses and distances between waveforms: multi-resolution STFT, log-mel, SI-SDR, and the audio VAE's objective.
 
-Waveforms are audio_BRC in [-1, 1]. Every channel is compared by itself, and for stereo also mid and side, (L + R)/2 and
-(L - R)/2, whose errors are what moves a sound in space (Steinmetz et al. 2020). Spectra are magnitudes |X|; logarithms
-are of |X| + floor, so that silence is a finite distance from sound.
+Waveforms are in [-1, 1], audio_BRC, or x_BR with channels as rows. Spectra are magnitudes |X| scaled so that a sine of
+amplitude 1 has 1; logarithms are of |X| + floor, so that silence is at a finite distance from sound.
 
-The objective is  waveform L1  +  sum over resolutions of (spectral convergence + log-magnitude L1)  (Yamamoto et al.
-2020, eq. 3-6)  +  log-mel L1  +  KL(q(z|x) | N(0, 1)), each with its weight.
+The objective is  waveform L1 relative to the target's  +  mean over resolutions of (spectral convergence +
+log-magnitude L1) (Yamamoto et al. 2020, eq. 3-6)  +  log-mel L1  +  KL(q(z|x) | N(0, 1)), each with its weight. The
+waveform leads: in a mostly silent track the logarithms alone would first teach silence.
 """
 import dataclasses
 
@@ -21,17 +21,17 @@ from veojax.models.audio_vae import AudioVAE
 class AudioLossConfig:
   """Weights of the terms; a term whose weight is 0 is not computed."""
   fft_sizes: tuple[int, ...] = (64, 256, 1024)  # hop is a quarter of each
-  floor: float = 1e-3          # in units of a full-scale sine's magnitude, 1: -60 dB
+  floor: float = 1e-3          # added to magnitudes, where a full-scale sine has 1: -60 dB
   mel_bins: int = 64
   mel_fft_size: int = 512
   waveform: float = 1.0
-  stft: float = 1.0
+  stft: float = 0.05
   mel: float = 0.0
   kl: float = 1e-4
 
 
-# Below this size the transform as a matrix product is faster than the FFT (on CPU: 3 times at 128, equal at 512), and
-# on a TPU it runs on the matrix unit.
+# Up to this size the transform as a matrix product is faster than the FFT (on two CPU cores 3 times at 256, equal at
+# 512), and on a TPU it runs on the matrix unit.
 MATMUL_FFT_SIZE = 256
 
 
@@ -63,8 +63,8 @@ def stft_magnitude(x_BR: Float[Array, 'b r'], fft_size: int) -> Float[Array, 'b 
 
 
 def mel_filters(sample_rate: int, fft_size: int, mel_bins: int) -> np.ndarray:
-  """float32[fft_size // 2 + 1, mel_bins]: triangles, evenly spaced on the mel scale 2595 log10(1 + f / 700) from 0 Hz to
-  the Nyquist frequency, each summing to 1, so that a filter gives the mean magnitude of its band."""
+  """float32[fft_size // 2 + 1, mel_bins]: triangles, evenly spaced on the mel scale 2595 log10(1 + f / 700) from 0 Hz
+  to the Nyquist frequency, each summing to 1, so that a filter gives the mean magnitude of its band."""
   top = 2595 * np.log10(1 + sample_rate / 2 / 700)
   edges = 700 * (10 ** (np.linspace(0, top, mel_bins + 2) / 2595) - 1)
   # At low frequencies a triangle may be narrower than a bin: widened to one, so that none is empty.

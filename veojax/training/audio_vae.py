@@ -1,7 +1,6 @@
 """Stage two: the audio VAE learns to reconstruct random stretches of a data set's sound.
 
-Loss: L1 of the waveform relative to the sound's own, the multi-resolution STFT loss of `audio_losses`, and kl_weight times
-the posterior's KL divergence from N(0, 1), per element.
+The objective is `audio_losses.audio_vae_loss`.
 """
 import dataclasses
 import pathlib
@@ -20,6 +19,7 @@ from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.sharding import MeshConfig
 from veojax.training import audio_losses, heldout
+from veojax.training.audio_losses import AudioLossConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
 from veojax.types import Clip
@@ -33,10 +33,7 @@ class AudioVAERun:
   seed: int = 0
   model: AudioVAEConfig = AudioVAEConfig()
   num_latents: int = 24                 # of a training crop
-  waveform_weight: float = 1.0
-  stft_weight: float = 1.0
-  fft_sizes: tuple[int, ...] = (64, 256, 1024)
-  kl_weight: float = 1e-4
+  loss: AudioLossConfig = AudioLossConfig()
   evaluation_clips: int = 16
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
@@ -59,16 +56,7 @@ class AudioVAEStage:
     return {'audio': sharding.B}
 
   def loss(self, vae, batch, key):
-    config, audio = self.config, batch['audio']
-    mean, logvar = vae.encode(audio)
-    noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
-    estimate = vae.decode(mean + jnp.exp(0.5 * logvar) * noise)
-    estimate, target = (audio_losses.as_rows(x) for x in (estimate, audio))
-    waveform = audio_losses.waveform_loss(estimate, target)
-    stft = audio_losses.stft_loss(estimate, target, config.fft_sizes)
-    kl = audio_losses.kl_to_normal(mean, logvar)
-    loss = config.waveform_weight * waveform + config.stft_weight * stft + config.kl_weight * kl
-    return loss, {'waveform': waveform, 'stft': stft, 'kl': kl}
+    return audio_losses.audio_vae_loss(vae, key, batch['audio'], self.config.loss)
 
   def codec(self, vae) -> AudioCodec:
     batches = [np.stack([self.source[row]['audio'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]

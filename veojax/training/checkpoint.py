@@ -40,7 +40,7 @@ class Checkpoints:
     if step == self.latest:
       return
     parts = {name: weights.names(getattr(state, name)) for name in PARTS}
-    progress = {'step': np.int64(step), 'skipped': np.int64(state.skipped), 'row': np.int64(row)}
+    progress = {'step': step, 'skipped': int(state.skipped), 'row': int(row)}
     with explained(self.folder):
       self._pending = self._checkpointer.save_checkpointables_async(step, {**parts, 'progress': progress}, force=True)
 
@@ -55,14 +55,12 @@ class Checkpoints:
     for name in PARTS:
       weights.replace(getattr(abstract, name), stored[name])  # names and shapes must agree before anything is read
     wanted = {name: weights.names(getattr(abstract, name)) for name in PARTS}
-    scalar = jax.ShapeDtypeStruct((), np.int64)
-    progress = {'step': scalar, 'skipped': scalar, 'row': scalar}
     with explained(self.folder):
-      loaded = self._checkpointer.load_checkpointables(self.latest, {**wanted, 'progress': progress})
+      loaded = self._checkpointer.load_checkpointables(self.latest, {**wanted, 'progress': None})
     parts = {name: weights.replace(getattr(abstract, name), loaded[name]) for name in PARTS}
     counts = {name: jax.device_put(np.int32(loaded['progress'][name]), getattr(abstract, name).sharding)
               for name in ('step', 'skipped')}
-    return State(**counts, **parts), int(loaded['progress']['row'])
+    return State(**counts, **parts), loaded['progress']['row']
 
   def wait(self):
     if self._pending is not None:

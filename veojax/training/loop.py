@@ -69,7 +69,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
   Raises Stopped after SIGINT or SIGTERM, with everything saved, and ValueError for a checkpoint of another model.
   """
   config, workdir = stage.config.loop, pathlib.Path(workdir)
-  with jax.set_mesh(sharding.make_mesh(stage.config.mesh)) as mesh, contextlib.ExitStack() as stack:
+  mesh = sharding.make_mesh(stage.config.mesh)
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir / 'checkpoints', config.keep)))
     state, row = initial(stage, checkpoints, mesh)
     journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))

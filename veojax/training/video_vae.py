@@ -1,6 +1,7 @@
 """Stage one: the video VAE learns to reconstruct random crops of a data set's pictures.
 
-Loss: L1 + l2_weight · L2 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1), per element.
+Loss: L2 + l1_weight · L1 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1), per element
+of the latents.
 """
 import dataclasses
 import pathlib
@@ -39,8 +40,10 @@ class VideoVAERun:
   seed: int = 0
   model: VideoVAEConfig = VideoVAEConfig()
   crop: CropConfig = CropConfig()
-  l2_weight: float = 1.0
+  l1_weight: float = 0.05
   kl_weight: float = 1e-5
+  tile: int = 64     # pixels; frames up to this side are encoded and decoded in one piece, larger ones in tiles
+  overlap: int = 16  # of the tiles, pixels
   evaluation_clips: int = 16
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
@@ -73,11 +76,11 @@ class VideoVAEStage:
     noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
     error = vae.decode(mean + jnp.exp(0.5 * logvar) * noise) - video
     l1, l2, kl = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error)), audio_losses.kl_to_normal(mean, logvar)
-    return l1 + self.config.l2_weight * l2 + self.config.kl_weight * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4 / l2), 'kl': kl}
+    return l2 + self.config.l1_weight * l1 + self.config.kl_weight * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4 / l2), 'kl': kl}
 
   def codec(self, vae) -> VideoCodec:
     batches = [np.stack([self.source[row]['video'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
-    return VideoCodec(vae, *video_codec.statistics(vae, batches))
+    return VideoCodec(vae, *video_codec.statistics(vae, batches), tile=self.config.tile, overlap=self.config.overlap)
 
   def evaluate(self, ema) -> dict[str, float]:
     """PSNR in dB of held-out clips, whole, through the codec; by the mean squared error over all of them."""

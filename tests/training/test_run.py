@@ -1,0 +1,257 @@
+"""From data to a model and back to clips, in the smallest sizes: resuming, refusing, generating."""
+import json
+import os
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from veojax import cli, sharding
+from veojax.data import prepare
+from veojax.data.world import WorldConfig
+from veojax.generation import model as models
+from veojax.training import checkpoint, journal, loop, run, transformer
+
+pytestmark = pytest.mark.xdist_group('run')
+
+LOOP = {'batch_size': 8, 'log_every': 1, 'evaluate_every': 0, 'sample_every': 0, 'save_every': 2, 'num_threads': 2}
+VIDEO = {'stage': 'video_vae', 'crop': {'num_frames': 5, 'height': 16, 'width': 16}, 'tile': 16, 'overlap': 8,
+         'evaluation_clips': 2, 'loop': {**LOOP, 'num_steps': 2},
+         'model': {'temporal_compression': 4, 'spatial_compression': 8, 'patch_time': 4, 'patch_size': 8, 'latent_channels': 4,
+                   'widths': (16,), 'encoder_depths': (1,), 'decoder_depths': (1,)}}
+AUDIO = {'stage': 'audio_vae', 'num_latents': 8, 'loss': {'fft_sizes': (64,)}, 'evaluation_clips': 2,
+         'loop': {**LOOP, 'num_steps': 2},
+         'model': {'sample_rate': 8000, 'hop': 320, 'latent_channels': 6, 'strides': (), 'widths': (16,), 'depth': 1}}
+DIT = {'stage': 'transformer', 'prompts': ('a red ball falls',),
+       'dit': {'video_channels': 4, 'audio_channels': 6, 'width': 32, 'depth': 2, 'num_heads': 2, 'mlp_width': 48,
+               'dtype': 'float32', 'text': {'vocab_size': 400, 'width': 16, 'depth': 1, 'num_heads': 2, 'mlp_width': 16}},
+       'pack': {'row_tokens': 96, 'text_tokens': 48, 'max_clips': 1, 'max_text': 48, 'channels': 6},
+       'sampling': {'num_inference_steps': 2}, 'clip': {'num_frames': 5, 'height': 16, 'width': 16},
+       'loop': {**LOOP, 'num_steps': 4}}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A data set and trained codecs."""
+  folder = tmp_path_factory.mktemp('run')
+  world = WorldConfig(num_frames=9, height=16, width=16, sample_rate=8000)
+  config = prepare.PrepareConfig(num_clips=24, world=world, vocab_size=400, validation_fraction=0.2)
+  prepare.prepare('world', folder / 'data', config=config, workers=1, progress=False)
+  for name, tree in (('video', VIDEO), ('audio', AUDIO)):
+    run.train({**tree, 'data': str(folder / 'data')}, folder / name)
+  return folder
+
+
+def tree(folder, **changes):
+  return {**DIT, 'data': str(folder / 'data'), 'video_codec': str(folder / 'video'), 'audio_codec': str(folder / 'audio'),
+          **changes}
+
+
+def stopped_after(steps, folder, workdir):
+  """Trains until the step before `steps`, then is stopped as by SIGTERM."""
+  config = run.build(tree(folder))
+  original = loop.interludes
+
+  def interludes(stage, state, row, step, *rest):
+    original(stage, state, row, step, *rest)
+    if step == steps:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.05)
+  loop.interludes = interludes
+  try:
+    with pytest.raises(loop.Stopped) as stopped:
+      run.train(config, workdir)
+  finally:
+    loop.interludes = original
+  return stopped.value
+
+
+def leaves(workdir):
+  config = run.build(json.loads((workdir / 'config.json').read_text()))
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh):
+    stage = transformer.TransformerStage(config, workdir, *[run.codec_of(config, workdir, kind) for kind in run.CODECS])
+    saved = checkpoint.Checkpoints(workdir / 'checkpoints')
+    state, row = loop.initial(stage, saved, mesh)
+    saved.close()
+  return [np.asarray(x) for x in jax.tree.leaves(state)], row
+
+
+@pytest.fixture(scope='module')
+def whole(folder):
+  run.train(tree(folder), folder / 'whole')
+  return folder / 'whole'
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(folder, whole):
+  """Stopped by SIGTERM at a step that is no checkpoint's, with data threads running, and started again."""
+  workdir = folder / 'resumed'
+  stopped = stopped_after(3, folder, workdir)
+  assert 'step 3' in str(stopped) and 'goes on from there' in str(stopped)
+  run.train(tree(folder), workdir)
+  (a, row_a), (b, row_b) = leaves(whole), leaves(workdir)
+  assert row_a == row_b == 4 * 8
+  for x, y in zip(a, b, strict=True):
+    assert np.array_equal(x, y)
+  lines = {line['step']: line['loss'] for line in journal.read(whole) if 'loss' in line}
+  again = {line['step']: line['loss'] for line in journal.read(workdir) if 'loss' in line}
+  assert lines == again and sorted(lines) == [1, 2, 3, 4]
+
+
+def test_a_finished_run_does_nothing_when_started_again(folder, whole):
+  before = (whole / 'weights.safetensors').stat().st_mtime_ns
+  run.train(tree(folder), whole)
+  assert (whole / 'weights.safetensors').stat().st_mtime_ns == before
+
+
+def test_micro_batches_make_one_update(folder):
+  config = run.build(tree(folder, loop={**LOOP, 'num_steps': 1, 'accumulate': 2}))
+  run.train(config, folder / 'accumulated')
+  assert leaves(folder / 'accumulated')[1] == 16
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'dit': {**DIT['dit'], 'width': 64}}, ['dit.width', '32', '64', 'workdir']),
+    ({'caption_dropout': 0.9}, ['caption_dropout']),
+])
+def test_another_model_in_the_same_workdir_is_refused(folder, whole, changes, words):
+  with pytest.raises(ValueError) as error:
+    run.train(tree(folder, **changes), whole)
+  assert all(word in str(error.value) for word in words)
+
+
+def test_a_checkpoint_of_another_model_is_named(folder, whole):
+  workdir = folder / 'foreign'
+  workdir.mkdir()
+  shutil.copytree(whole / 'checkpoints', workdir / 'checkpoints')
+  with pytest.raises(ValueError, match='another model; .*misshapen'):
+    run.train(tree(folder, dit={**DIT['dit'], 'mlp_width': 64}), workdir)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'data': '/nowhere'}, ['/nowhere', 'veojax prepare']),
+    ({'video_codec': '/nowhere'}, ['/nowhere', 'codec.safetensors']),
+    ({'dit': {**DIT['dit'], 'video_channels': 5}, 'pack': DIT['pack']}, ['dit.video_channels=5', '4']),
+    ({'dit': {**DIT['dit'], 'text': {**DIT['dit']['text'], 'vocab_size': 10}}}, ['vocab_size', '10']),
+    ({'objective': {'process': 'flow', 'prediction': 'edm'}}, ['edm']),
+])
+def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, changes, words):
+  with pytest.raises(ValueError) as error:
+    run.train(tree(folder, **changes), tmp_path / 'refused')
+  assert '\n' not in str(error.value)
+  assert all(word in str(error.value) for word in words)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(folder, monkeypatch, capsys):
+  original = transformer.TransformerStage.loss
+
+  def poisoned(self, model, tokens, key):
+    loss, metrics = original(self, model, tokens, key)
+    return loss * np.nan, metrics
+  monkeypatch.setattr(transformer.TransformerStage, 'loss', poisoned)
+  run.train(tree(folder, loop={**LOOP, 'num_steps': 2}), folder / 'poisoned')
+  assert journal.read(folder / 'poisoned')[-2]['skipped'] == 2
+  assert 'not finite' in capsys.readouterr().out
+  weights = models.load(folder / 'poisoned').dit
+  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(weights))
+
+
+def test_on_the_fly_latents_train_as_cached_ones(folder, whole):
+  run.train(tree(folder, latents='on_the_fly', loop={**LOOP, 'num_steps': 1}), folder / 'fly')
+  cached, fly = journal.read(whole)[0]['loss'], journal.read(folder / 'fly')[0]['loss']
+  assert fly == pytest.approx(cached, rel=1e-2)  # the cache holds float16
+
+
+# Generating.
+
+
+def test_clips_have_the_asked_shape_with_sound_as_long_as_the_picture(whole):
+  model = models.load(whole)
+  clip = model.generate('a red ball', num_frames=10, height=20, width=28, fps=12)
+  assert clip.video.shape == (10, 20, 28, 3) and clip.video.dtype == np.uint8
+  assert clip.audio.shape == (round(10 / 12 * 8000), 2) and clip.sample_rate == 8000
+  assert clip.fps == 12 and clip.text == 'a red ball'
+
+
+@pytest.mark.parametrize('prompt', ['', 'пёс лает 犬が吠える 🐕', 'word ' * 500], ids=['empty', 'other scripts', 'very long'])
+def test_any_prompt_works(whole, prompt):
+  assert models.load(whole).generate(prompt).video.shape == (5, 16, 16, 3)
+
+
+def test_a_clip_depends_on_its_seed_and_index_and_not_on_its_batch(whole):
+  model = models.load(whole)
+  both, one = model.generate(['a ball', 'a square'], seed=3), model.generate('a ball', seed=3)
+  assert np.abs(both[0].video.astype(int) - one.video).max() <= 1
+  assert np.abs(both[0].audio - one.audio).max() < 1e-3
+  assert not np.array_equal(model.generate('a ball', seed=4).audio, one.audio)
+
+
+def test_guidance_of_one_is_no_guidance(whole):
+  """The negative prompt then has no effect."""
+  model = models.load(whole)
+  a, b = (model.generate('a ball', guidance_scale=1.0, negative_prompt=n) for n in ('', 'something else'))
+  assert np.array_equal(a.video, b.video) and np.array_equal(a.audio, b.audio)
+  c, d = (model.generate('a ball', guidance_scale=4.0, negative_prompt=n) for n in ('', 'something else'))
+  assert not np.array_equal(c.audio, d.audio)
+
+
+@pytest.mark.parametrize('sampler', ['ddpm', 'ddim', 'euler', 'heun', 'dpmpp_2m'])
+def test_every_sampler_generates(whole, sampler):
+  assert np.isfinite(models.load(whole).generate('a ball', sampler=sampler).audio).all()
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'num_frames': 0}, ['num_frames=0']),
+    ({'guidance_sacle': 2.0}, ['guidance_sacle', 'guidance_scale']),
+    ({'num_inference_steps': 0}, ['num_inference_steps=0']),
+    ({'guidance_rescale': 2.0}, ['guidance_rescale=2.0']),
+])
+def test_bad_options_are_named(whole, options, words):
+  with pytest.raises(ValueError) as error:
+    models.load(whole).generate('a ball', **options)
+  assert all(word in str(error.value) for word in words)
+
+
+# The command line, in this process.
+
+
+def test_generate_and_info_from_the_command_line(whole, tmp_path, capsys):
+  out = tmp_path / 'clip.mp4'
+  assert cli.main(['generate', '--model', str(whole), '--prompt', 'a ball', '--output', str(out), '--num-frames=6']) == 0
+  assert out.stat().st_size > 0
+  assert cli.main(['info', '--model', str(whole)]) == 0
+  assert 'transformer parameters' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['generate', '--model', 'RUN', '--prompt', 'x', '--output', 'x.xyz'], ['.mp4']),
+    (['generate', '--model', '/nowhere', '--prompt', 'x', '--output', 'x.mp4'], ['/nowhere']),
+    (['generate', '--model', 'RUN', '--prompt_file', 'EMPTY', '--output', 'x.mp4'], ['no prompt']),
+    (['generate', '--model', 'RUN', '--prompt_file', '/nowhere', '--output', 'x.mp4'], ['/nowhere']),
+    (['generate', '--model', 'RUN', '--output', 'x.mp4'], ['--prompt']),
+    (['generate', '--model', 'RUN', '--prompt', 'x', '--output', '/nowhere/x.mp4'], ['/nowhere']),
+    (['generate', '--model', 'RUN', '--prompt', 'x', '--output', 'x.mp4', '--hieght=3'], ['hieght', 'height']),
+    (['train', '--config', '/nowhere.py', '--workdir', 'x'], ['/nowhere.py']),
+    (['prepare', '--source', '/nowhere', '--output', 'x'], ['/nowhere']),
+    (['prepare', '--source', 'world', '--output', 'x', '--num_clisp=3'], ['num_clisp', 'num_clips']),
+    (['tarin'], ['tarin', 'train']),
+])
+def test_bad_input_is_one_line_with_the_remedy(whole, tmp_path, monkeypatch, capsys, arguments, words):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'EMPTY').write_text('# only a comment\n\n')
+  assert cli.main([str(whole) if a == 'RUN' else a for a in arguments]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('veojax: ') and error.count('\n') == 1
+  assert all(word in error for word in words)
+
+
+def test_truncated_weights_are_named(whole, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(whole, copy)
+  data = (copy / 'weights.safetensors').read_bytes()
+  (copy / 'weights.safetensors').write_bytes(data[:len(data) // 2])
+  with pytest.raises(ValueError, match='weights.safetensors is truncated'):
+    models.load(copy)
