@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_model_is_named(folder, whole):
 
 @pytest.mark.parametrize('changes, words', [
     ({'data': '/nowhere'}, ['/nowhere', 'veojax prepare']),
-    ({'video_codec': '/nowhere'}, ['/nowhere', 'codec.safetensors']),
+    ({'video_codec': '/nowhere'}, ['/nowhere', 'does not exist']),
     ({'dit': {**DIT['dit'], 'video_channels': 5}, 'pack': DIT['pack']}, ['dit.video_channels=5', '4']),
     ({'dit': {**DIT['dit'], 'text': {**DIT['dit']['text'], 'vocab_size': 10}}}, ['vocab_size', '10']),
     ({'objective': {'process': 'flow', 'prediction': 'edm'}}, ['edm']),

@@ -5,16 +5,19 @@ shifted for their modality. Guidance compares two rows that hold the same media 
 """
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from veojax import sharding
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.objective import Objective
-from veojax.models import layers
+from veojax.models import dit, layers
 from veojax.types import AUDIO, VIDEO, Tokens
 
 SAMPLERS = {'ddpm': samplers.ddpm, 'ddim': samplers.ddim, 'euler': samplers.euler, 'heun': samplers.heun,
@@ -72,7 +75,7 @@ def first_of_group(tokens: Tokens) -> np.ndarray:
 def denoiser(model, tokens: Tokens, first_BG, process):
   """denoise(x, t) of the network under `tokens`' text: x at each token's level t[B, L, 1] → the raw prediction."""
   def denoise(x_BLC, t_BL1):
-    noise_BG = layers.take(t_BL1[..., 0], first_BG, None)
+    noise_BG = layers.take(t_BL1[..., 0], first_BG, sharding.B)
     return model(tokens._replace(latent=process.input_scale(t_BL1) * x_BLC), noise_BG)
   return denoise
 
@@ -102,12 +105,27 @@ def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray
   that a clip's noise does not depend on the rows around it. Raises ValueError where sampler, process and prediction do
   not go together, and FloatingPointError where the result is not finite.
   """
-  process = objective.make_process()
-  levels = schedule(tokens, config)
-  x_BLC = process.add_noise(jnp.asarray(tokens.latent), jnp.asarray(noise_BLC), levels[0])
-  out = _sample(model, tokens, unguided, first_of_group(tokens), first_of_group(unguided), x_BLC, levels, key,
+  num_rows = len(tokens.latent)
+  tokens, unguided, noise_BLC = (_filled(x) for x in (tokens, unguided, noise_BLC))
+  first_BG, first_unguided_BG, levels = first_of_group(tokens), first_of_group(unguided), schedule(tokens, config)
+  levels = place(levels, P(None, *sharding.BLD))
+  tokens, unguided = (Tokens(*map(place, x, dit.TOKEN_SPECS)) for x in (tokens, unguided))
+  x_BLC = objective.make_process().add_noise(tokens.latent, place(noise_BLC, sharding.BLD), levels[0])
+  out = _sample(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC, levels, key,
                 objective=objective, config=config)
-  out = np.asarray(out)
-  if not np.isfinite(out[np.asarray(tokens.modality) >= AUDIO]).all():
+  out = np.asarray(out)[:num_rows]
+  if not np.isfinite(out).all():
     raise FloatingPointError('the sampled latents are not finite: the model has diverged, or the guidance is far too strong')
   return out
+
+
+def place(x, spec):
+  """A host array on the devices of the mesh in force."""
+  return jax.device_put(x, sharding.named(jax.sharding.get_mesh(), spec))
+
+
+def _filled(tree):
+  """Rows repeated up to a number that divides over the mesh."""
+  mesh = jax.sharding.get_mesh()
+  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+  return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, 0)]), tree)

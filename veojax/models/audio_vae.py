@@ -25,7 +25,6 @@ from jaxtyping import Array, Float
 
 from veojax.models.conv1d import CausalConv1d, Snake, fold, unfold
 
-
 # An untrained encoder's log-variance. At 0 the noise would bury the means, and training begins by digging them out.
 INITIAL_LOGVAR = -6.0
 

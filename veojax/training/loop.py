@@ -1,14 +1,15 @@
 """The one loop of all stages.
 
-Its order: evaluate, draw samples, save the state with the data's row, next batch, step, log the step before. Nothing in it
-waits for the device except logging (one step late), evaluating and saving.
+Its order: evaluate, draw samples, save the state with the data's row, next batch, step, log the step before. The host runs
+ahead of the device by AHEAD steps: enough that the device never waits, few enough that a signal is answered at once.
 """
+import collections
 import contextlib
 import dataclasses
 import pathlib
 import signal
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ from veojax import sharding
 from veojax.data import pipeline
 from veojax.training import checkpoint, optimizer, step as train_step
 from veojax.training.journal import Journal
+
+
+AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class LoopConfig:
         raise ValueError(f'{name}={value}; give a positive number')
 
 
+@runtime_checkable
 class Stage(Protocol):
   """What a stage tells the loop; its `config` has `seed`, `optimizer`, `loop` and `mesh`."""
   name: str
@@ -80,7 +85,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
     rows = config.batch_size * config.accumulate
     batches = stack.enter_context(pipeline.make_iterator(
         stage.source, row, rows, jax.process_index(), jax.process_count(), config.num_threads, config.num_workers))
-    key, last, before = jax.random.key(stage.config.seed), {}, None
+    key, last, before, running = jax.random.key(stage.config.seed), {}, None, collections.deque()
     start = int(state.step)
     for step in range(start, config.num_steps):
       if step > start:
@@ -93,15 +98,18 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
       waited = time.perf_counter()
       batch = next(batches)
       waited = time.perf_counter() - waited
-      state, metrics = step_fn(state, key, put(batch, stage, config.accumulate, mesh))
+      state, metrics = step_fn(state, key, put(batch, stage, config.accumulate))
       row += rows
+      running.append(metrics['loss'])
+      if len(running) > AHEAD:
+        jax.block_until_ready(running.popleft())
       if before is not None:
         last = journal.log(*before)
       before = (step + 1, metrics, waited) if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps else None
       journal.advance(step + 1)
     if before is not None:
       last = journal.log(*before)
-    return finish(stage, state, row, checkpoints, journal, workdir, last, trained=start < config.num_steps)
+    return finish(stage, state, row, checkpoints, journal, workdir, last)
 
 
 def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
@@ -111,14 +119,17 @@ def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
   key = jax.random.key(stage.config.seed)
   if checkpoints.latest is None:
     return init(key), 0
-  # The abstract state's shardings name an abstract mesh; Orbax wants the devices themselves.
-  abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.named(mesh, s.sharding.spec)),
+  # The abstract state names an abstract mesh, or none where nothing is said; Orbax wants the devices themselves.
+  spec = lambda s: P() if s.sharding is None else s.sharding.spec
+  abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.named(mesh, spec(s))),
                           jax.eval_shape(init, key))
   return checkpoints.restore(abstract)
 
 
-def put(batch, stage, accumulate, mesh):
-  """A numpy batch on the devices, as [accumulate, batch_size, ...]."""
+def put(batch, stage, accumulate: int = 1):
+  """A numpy batch on the devices of the mesh in force, as [accumulate, batch_size, ...]."""
+  mesh = jax.sharding.get_mesh()
+
   def one(x, spec):
     x = x.reshape(accumulate, -1, *x.shape[1:])
     return jax.make_array_from_process_local_data(sharding.named(mesh, P(None, *spec)), x)
@@ -137,10 +148,14 @@ def interludes(stage, state, row, step, checkpoints, journal, workdir):
     checkpoints.save(state, row)
 
 
-def finish(stage, state, row, checkpoints, journal, workdir, last, trained) -> dict[str, float]:
+def is_done(config: LoopConfig, workdir) -> bool:
+  """Whether the run in `workdir` has taken all its steps and was exported."""
+  path = pathlib.Path(workdir) / 'done'
+  return path.exists() and int(path.read_text()) >= config.num_steps
+
+
+def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, float]:
   step = int(state.step)
-  if not trained and (workdir / 'done').exists():
-    return last
   checkpoints.save(state, row)
   stage.export(state.ema, workdir)
   scores = stage.evaluate(state.ema)

@@ -10,7 +10,7 @@ from veojax import config as door
 from veojax import sharding
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
-from veojax.training import loop
+from veojax.training import journal, loop
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage
 from veojax.training.transformer import TransformerRun, TransformerStage
 from veojax.training.video_vae import VideoVAERun, VideoVAEStage
@@ -56,6 +56,9 @@ def train(config, workdir) -> dict[str, float]:
     config = build(config)
   workdir = pathlib.Path(workdir)
   remember(config, workdir)
+  if loop.is_done(config.loop, workdir):
+    console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on', highlight=False)
+    return journal.read(workdir)[-1]
   if isinstance(config, TransformerRun):
     codecs = [codec_of(config, workdir, kind) for kind in CODECS]
     with sharding.default_mesh():

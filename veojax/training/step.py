@@ -58,7 +58,7 @@ def make(loss_fn, tx, ema_decay: float):
   def step(state: State, key, batches):
     key = jax.random.fold_in(key, state.step)
     (loss, metrics), grads = accumulated(state.model, batches, key)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, state.opt, state.model)
     model = optax.apply_updates(state.model, updates)

@@ -21,7 +21,7 @@ from veojax.generation.sampling import SamplingConfig
 from veojax.models import dit, weights
 from veojax.models.dit import DiT, DiTConfig
 from veojax.sharding import MeshConfig
-from veojax.training import latents, losses
+from veojax.training import heldout, latents, loop, losses
 from veojax.training.loop import LoopConfig
 from veojax.training.losses import LossConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -71,8 +71,7 @@ class TransformerStage:
     self._check()
     encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
     self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout)
-    held_out = 'validation' if 'validation' in self.dataset.info['splits'] else 'train'
-    self.held_out = pipeline.RowSource(encoded(held_out), self.tokenizer, config.pack, config.seed, 0.0)
+    self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack, config.seed, 0.0)
 
   def _check(self):
     config = self.config
@@ -101,7 +100,7 @@ class TransformerStage:
     totals = []
     for i in range(max(1, min(8, rows // batch))):
       tokens = pipeline.stack([self.held_out[(i * batch + j) % rows] for j in range(batch)])
-      tokens = jax.tree.map(jax.device_put, tokens)
+      tokens = jax.tree.map(lambda x: x[0], loop.put(tokens, self))
       loss, metrics = step(ema, tokens, jax.random.key(i))
       totals.append({'loss': float(loss), **{k: float(v) for k, v in metrics.items()}})
     return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}

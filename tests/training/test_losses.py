@@ -1,0 +1,100 @@
+"""The diffusion loss: zero for the optimal denoiser, blind to padding and to other segments' weights, levels as declared."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from veojax.data import packing
+from veojax.diffusion import predictions
+from veojax.diffusion.objective import PROCESSES, Objective
+from veojax.models.dit import DiTConfig
+from veojax.training import losses
+from veojax.training.losses import LossConfig
+from veojax.types import AUDIO, TEXT, VIDEO, Tokens
+
+PACK = packing.PackConfig(row_tokens=48, text_tokens=16, max_clips=3, max_text=8, channels=6)
+
+
+def rows(rng, num=4):
+  def clip():
+    return packing.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'), audio=rng.normal(size=(3, 6)).astype('f'),
+                              text_ids=[2, 4, 3], fps=8.0, height=16, width=16, temporal_compression=4, spatial_compression=8,
+                              latent_rate=25.0)
+  packed = [packing.pack([clip(), clip()], PACK) for _ in range(num)]
+  return Tokens(*(np.stack(x) for x in zip(*packed)))
+
+
+@dataclasses.dataclass
+class Knowing:
+  """A denoiser that knows the clean latents, and with them the noise: it predicts exactly."""
+  tokens: Tokens
+  objective: Objective
+  config = DiTConfig(video_channels=4, audio_channels=6)
+
+  def __call__(self, tokens, noise_BG):
+    process = self.objective.make_process()
+    t = jnp.take_along_axis(noise_BG, tokens.group, 1)[..., None]
+    x0 = jnp.asarray(self.tokens.latent)
+    x = tokens.latent / process.input_scale(t)
+    eps = jnp.where(t > 0, (x - process.alpha(t) * x0) / jnp.where(t > 0, process.sigma(t), 1), 0)
+    return predictions.target(self.objective.prediction, process, x0, eps, t)
+
+
+@pytest.mark.parametrize('process, prediction', [
+    (process, prediction) for process in PROCESSES for prediction in ('flow', 'eps', 'x0', 'v')] + [('edm', 'edm')])
+def test_the_loss_of_one_who_knows_is_zero(process, prediction):
+  tokens = rows(np.random.default_rng(0))
+  objective = Objective(process, prediction)
+  loss, metrics = losses.diffusion_loss(Knowing(tokens, objective), tokens, jax.random.key(0), LossConfig(), objective)
+  assert float(loss) < 1e-4 and set(metrics) == {'video_loss', 'audio_loss'}
+
+
+def test_what_the_network_says_of_padding_and_text_costs_nothing():
+  tokens = rows(np.random.default_rng(1))
+  objective = Objective()
+  knowing = Knowing(tokens, objective)
+
+  class Noisy:
+    config = knowing.config
+
+    def __call__(self, t, noise):
+      elsewhere = (t.modality != VIDEO) & (t.modality != AUDIO)
+      return knowing(t, noise) + 100.0 * jnp.asarray(elsewhere)[..., None]
+  loss, _ = losses.diffusion_loss(Noisy(), tokens, jax.random.key(0), LossConfig(), objective)
+  assert float(loss) < 1e-4
+
+
+@pytest.mark.parametrize('joint', [True, False])
+def test_levels_belong_to_segments_and_modalities(joint):
+  tokens = rows(np.random.default_rng(2), 512)
+  config = LossConfig(timesteps='uniform', joint=joint, video_shift=3.0, audio_shift=1.0)
+  levels = np.asarray(losses.draw_levels(jax.random.key(0), tokens, config))
+  assert np.all(levels[(tokens.group_modality == TEXT) | (tokens.group_modality == 0)] == 0)
+  audio, video = (levels[:, [packing.group(s, m) for s in (1, 2)]] for m in (AUDIO, VIDEO))
+  unshifted = video / (3 - 2 * video)  # the inverse of t → 3 t / (1 + 2 t)
+  if joint:
+    np.testing.assert_allclose(unshifted, audio, atol=1e-5)
+  else:
+    assert abs(np.corrcoef(unshifted[:, 0], audio[:, 0])[0, 1]) < 0.2
+  assert abs(np.corrcoef(audio[:, 0], audio[:, 1])[0, 1]) < 0.2   # the two clips of a row
+  assert abs(audio.mean() - 0.5) < 0.05 and abs(unshifted.mean() - 0.5) < 0.05
+
+
+def test_weights_weigh_the_modalities():
+  tokens = rows(np.random.default_rng(3))
+
+  class Zero:
+    config = Knowing.config
+
+    def __call__(self, t, noise):
+      return jnp.zeros(t.latent.shape)
+  run = lambda **weights: losses.diffusion_loss(Zero(), tokens, jax.random.key(1), LossConfig(**weights), Objective())
+  loss, metrics = run(video_weight=2.0, audio_weight=0.5)
+  assert float(loss) == pytest.approx(2 * float(metrics['video_loss']) + 0.5 * float(metrics['audio_loss']))
+
+
+def test_objectives_that_are_not_defined_are_refused():
+  with pytest.raises(ValueError, match='edm'):
+    Objective('flow', 'edm')
