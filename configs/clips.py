@@ -1,6 +1,6 @@
 """Your own clips with captions, learned by heart: a small text → video + sound model of a folder of media.
 
-  veojax prepare --source FOLDER --output data/clips --fps=8 --max_side=64 --sample_rate=16000 --channels=2 \
+  veojax prepare --source FOLDER --output data/clips --fps=8 --height=48 --width=64 --sample_rate=16000 --channels=2 \
     --max_seconds=2.125 --validation_fraction=0 --vocab_size=600
   veojax train --config configs/clips.py --workdir runs/clips --config.data=data/clips
 

@@ -17,7 +17,7 @@ def get_config():
           'video_channels': 16, 'audio_channels': 64, 'width': 192, 'depth': 6, 'num_heads': 3, 'mlp_width': 512,
           'text': {'vocab_size': 600, 'width': 96, 'depth': 2, 'num_heads': 2, 'mlp_width': 256},
           'dtype': 'float32'},
-      'pack': {'row_tokens': 256, 'text_tokens': 48, 'max_clips': 1, 'max_text': 48, 'channels': 64},
+      'pack': {'row_tokens': 264, 'text_tokens': 56, 'max_clips': 1, 'max_text': 56, 'channels': 64},
       'loss': {'timesteps': 'logit_normal', 'audio_weight': 0.5},
       'sampling': {'num_inference_steps': 24, 'guidance_scale': 3.0},
       'clip': {'num_frames': 17, 'height': 48, 'width': 48, 'fps': 16.0},

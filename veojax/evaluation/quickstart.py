@@ -5,6 +5,7 @@
 writes FOLDER/clip.mp4 and FOLDER/report.html. The captions are those of held-out scenes; every clip is scored against
 its own caption and against the others'.
 """
+import collections
 import pathlib
 import sys
 import time
@@ -86,7 +87,11 @@ def write_page(path, run, data, model, clips, texts, truth, codec, scores, secon
   times = run.parent / 'times.tsv'
   if times.exists():
     report.section('Time')
-    report.table(['step', 'seconds'], [line.split('\t') for line in times.read_text().splitlines()])
+    total = collections.Counter()
+    for line in times.read_text().splitlines():
+      name, seconds = line.split('\t')
+      total[name] += int(seconds)
+    report.table(['step', 'seconds'], [*total.items(), ('in all', total.total())])
   report.section('Next')
   report.commands(NEXT.format(run=run, data=data))
   report.write(path)

@@ -25,7 +25,7 @@ from veojax.models.dit import DiT, DiTConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.types import Tokens
 
-ROW_STEP = 64  # rows are this many tokens or a multiple: clips of near sizes share a compilation
+ROW_STEP = 32  # rows are this many tokens or a multiple: clips of near sizes share a compilation
 
 
 @dataclasses.dataclass(frozen=True)
