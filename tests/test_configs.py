@@ -38,7 +38,8 @@ def test_config_initialises_and_steps_abstractly(path):
   tx = optimizer.make(config.optimizer, config.loop.num_steps)
   state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key), jax.random.key(0))
   new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decay), state, jax.random.key(0), abstract_batch(config))
-  assert jax.tree.map(lambda a: a.shape, new) == jax.tree.map(lambda a: a.shape, state)
+  assert jax.tree.structure(new) == jax.tree.structure(state)
+  assert [a.shape for a in jax.tree.leaves(new)] == [a.shape for a in jax.tree.leaves(state)]
   assert metrics['loss'].shape == ()
 
 

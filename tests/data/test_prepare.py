@@ -83,7 +83,7 @@ def test_a_second_time_it_is_already_prepared(world, capsys):
   before = {path: path.stat().st_mtime_ns for path in world.rglob('*')}
   summary = prepare('world', world, config=WORLD)
   assert summary.already and summary.kept == 5
-  assert 'already prepared' in capsys.readouterr().out
+  assert 'already prepared' in ' '.join(capsys.readouterr().out.split())
   assert before == {path: path.stat().st_mtime_ns for path in world.rglob('*')}
 
 
@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
 def test_files_that_hang_are_ended_and_named(tmp_path):
   # A limit that no file can keep: every one is ended and named.
   source = fill(tmp_path / 'source', 2)
-  with pytest.raises(ValueError, match='nothing could be kept .*gave nothing for 1e-06 s: 000.mp4, 001.mp4'):
+  with pytest.raises(ValueError, match='nothing could be kept .*gave nothing for 1e-06 s: 00\d.mp4, 00\d.mp4'):
     prepare(source, tmp_path / 'data', config=PrepareConfig(time_limit=1e-6), workers=1, progress=False)
   assert prepare(source, tmp_path / 'data', config=PrepareConfig(), workers=1, progress=False).kept == 2
 

@@ -73,10 +73,13 @@ def encode(clip: Clip, format: str = 'mp4', *, metadata: dict | None = None, crf
   return file.getvalue()
 
 
-def _check(clip: Clip, format: str, name: str):
+def _check_format(format: str, name: str):
   if format not in FORMATS:
-    known = ', '.join('.' + known for known in FORMATS)
-    raise MediaError(f'{name}: cannot write the format {format!r}; the known endings are {known}')
+    raise MediaError(f'{name}: cannot write the format {format!r}; the known endings are {", ".join("." + f for f in FORMATS)}')
+
+
+def _check(clip: Clip, format: str, name: str):
+  _check_format(format, name)
   picture, sound = FORMATS[format]
   if clip.video is None and (sound is None or clip.audio is None):
     raise MediaError(f'{name}: the clip has no picture; write it as .wav, .flac or .mp4' if clip.audio is not None else

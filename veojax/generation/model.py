@@ -56,7 +56,7 @@ class Model:
     self.video_codec, self.audio_codec = video_codec, audio_codec
 
   def generate(self, prompt: str | list[str], *, negative_prompt: str = '', num_frames: int | None = None,
-               height: int | None = None, width: int | None = None, fps: float | None = None, seed: int = 0,
+               height: int | None = None, width: int | None = None, fps: float | int | None = None, seed: int = 0,
                **options) -> Sample | list[Sample]:
     """A clip with sound for a prompt, or a list of them for a list of prompts.
 
@@ -66,7 +66,7 @@ class Model:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
       raise ValueError('there is no prompt; give a text or a list of at least one')
-    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': fps}
+    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
     clip = dataclasses.replace(self.config.clip, **{k: v for k, v in asked.items() if v is not None})
     for name, value in vars(clip).items():
       if not value > 0:
@@ -87,7 +87,8 @@ class Model:
     known = {f.name for f in dataclasses.fields(SamplingConfig)}
     for name in options:
       if name not in known:
-        raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known)}')
+        others = {f.name for f in dataclasses.fields(ClipConfig)} | {'negative_prompt', 'seed'}
+        raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
     return dataclasses.replace(self.config.sampling, **options)
 
   def latent_sizes(self, clip: ClipConfig) -> tuple[tuple[int, int, int, int] | None, tuple[int, int] | None]:

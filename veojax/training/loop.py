@@ -91,6 +91,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
       if step > start:
         interludes(stage, state, row, step, checkpoints, journal, workdir)
       if received:
+        if before is not None:
+          journal.log(*before)
         checkpoints.save(state, row)
         checkpoints.wait()
         stage.export(state.ema, workdir)

@@ -50,7 +50,7 @@ def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig,
   key_t, key_eps = jax.random.split(key)
   noise_BG = draw_levels(key_t, tokens, config)
   t_BL1 = layers.take(noise_BG, tokens.group, sharding.BL)[..., None]
-  x0_BLC = tokens.latent.astype(jnp.float32)
+  x0_BLC = jnp.asarray(tokens.latent, jnp.float32)
   eps_BLC = jax.random.normal(key_eps, x0_BLC.shape, out_sharding=sharding.in_force(sharding.BLD))
   x_BLC = process.add_noise(x0_BLC, eps_BLC, t_BL1)
   output_BLC = model(tokens._replace(latent=process.input_scale(t_BL1) * x_BLC), noise_BG)

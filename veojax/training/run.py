@@ -23,7 +23,7 @@ FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_
         'audio_codec', 'evaluation_clips', 'optimizer.', 'latents')
 
 
-def read_config(path) -> dict:
+def read_config(path):
   """The tree of a config file's get_config(). Raises ValueError where there is no such file or function."""
   path = pathlib.Path(path)
   if not path.is_file():
@@ -58,7 +58,7 @@ def train(config, workdir) -> dict[str, float]:
   remember(config, workdir)
   if loop.is_done(config.loop, workdir):
     console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on', highlight=False)
-    return journal.read(workdir)[-1]
+    return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
   if isinstance(config, TransformerRun):
     codecs = [codec_of(config, workdir, kind) for kind in CODECS]
     with sharding.default_mesh():

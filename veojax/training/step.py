@@ -9,14 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  step: Int[Array, '']     # steps taken, skipped ones included
-  skipped: Int[Array, '']  # steps whose update was not applied
+  step: Any                # int32: steps taken, skipped ones included
+  skipped: Any             # int32: steps whose update was not applied
   model: Any
   ema: Any                 # exponential moving average of the model's parameters
   opt: optax.OptState
