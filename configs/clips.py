@@ -15,14 +15,14 @@ def get_config():
       'video_codec': 'configs/clips_video_vae.py',
       'audio_codec': 'configs/clips_audio_vae.py',
       'dit': {
-          'video_channels': 16, 'audio_channels': 64, 'width': 256, 'depth': 6, 'num_heads': 4, 'mlp_width': 704,
+          'video_channels': 16, 'audio_channels': 64, 'width': 192, 'depth': 6, 'num_heads': 3, 'mlp_width': 512,
           'text': {'vocab_size': 600, 'width': 96, 'depth': 2, 'num_heads': 2, 'mlp_width': 256},
           'dtype': 'float32'},
       'pack': {'row_tokens': 352, 'text_tokens': 48, 'max_clips': 1, 'max_text': 48, 'channels': 64},
       'loss': {'timesteps': 'logit_normal', 'audio_weight': 0.5},
       'sampling': {'num_inference_steps': 24, 'guidance_scale': 2.0},
       'clip': {'num_frames': 17, 'height': 48, 'width': 64, 'fps': 8.0},
-      'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 100},
-      'loop': {'num_steps': 2500, 'batch_size': 8, 'ema_decay': 0.99, 'log_every': 50, 'evaluate_every': 500, 'sample_every': 0,
-               'save_every': 250},
+      'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 100},
+      'loop': {'num_steps': 1500, 'batch_size': 8, 'ema_decay': 0.99, 'log_every': 50, 'evaluate_every': 0, 'sample_every': 0,
+               'save_every': 150},
   })

@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
 def test_files_that_hang_are_ended_and_named(tmp_path):
   # A limit that no file can keep: every one is ended and named.
   source = fill(tmp_path / 'source', 2)
-  with pytest.raises(ValueError, match='nothing could be kept .*gave nothing for 1e-06 s: 00\d.mp4, 00\d.mp4'):
+  with pytest.raises(ValueError, match=r'nothing could be kept .*gave nothing for 1e-06 s: 00\d.mp4, 00\d.mp4'):
     prepare(source, tmp_path / 'data', config=PrepareConfig(time_limit=1e-6), workers=1, progress=False)
   assert prepare(source, tmp_path / 'data', config=PrepareConfig(), workers=1, progress=False).kept == 2
 

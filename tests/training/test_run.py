@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -255,3 +257,38 @@ def test_truncated_weights_are_named(whole, tmp_path):
   (copy / 'weights.safetensors').write_bytes(data[:len(data) // 2])
   with pytest.raises(ValueError, match='weights.safetensors is truncated'):
     models.load(copy)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(folder):
+  (folder / 'file').write_text('')
+  with pytest.raises(ValueError, match='cannot be written .*--workdir'):
+    run.train(tree(folder), folder / 'file' / 'run')
+
+
+FULL = '''
+import json, resource, signal, sys
+from veojax import cli
+from veojax.training import run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+config, workdir = json.loads(sys.argv[1]), sys.argv[2]
+run.read_config = lambda path: config
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(cli.main(['train', '--config', 'x', '--workdir', workdir]))
+'''
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(folder, whole):
+  """Files can grow to 20 kB in that process: a checkpoint cannot be written, the ones before are whole."""
+  workdir = folder / 'full'
+  shutil.copytree(whole, workdir)
+  (workdir / 'done').unlink()
+  kept = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
+  config = {**json.loads((whole / 'config.json').read_text()), 'loop': {**LOOP, 'num_steps': 6}}
+  out = subprocess.run([sys.executable, '-c', FULL, json.dumps(config), str(workdir)], capture_output=True, text=True,
+                       env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}, timeout=300)
+  assert out.returncode == 2, out.stderr[-2000:]
+  last = out.stderr.strip().splitlines()[-1]
+  assert last.startswith('veojax: checkpoint in') and 'free some space' in last
+  assert set(kept) <= {p.name for p in (workdir / 'checkpoints').iterdir()}
+  run.train({**config}, workdir)
+  assert leaves(workdir)[1] == 6 * 8
