@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from veojax import cli, sharding
-from veojax.data import prepare
+from veojax.data import media, prepare
 from veojax.data.world import WorldConfig
+from veojax.evaluation import quickstart
 from veojax.generation import model as models
 from veojax.training import checkpoint, journal, loop, run, transformer
 
@@ -215,6 +216,25 @@ def test_bad_options_are_named(whole, options, words):
   with pytest.raises(ValueError) as error:
     models.load(whole).generate('a ball', **options)
   assert all(word in str(error.value) for word in words)
+
+
+def test_the_codecs_of_a_loaded_model_can_be_used_by_themselves(whole):
+  model, video = models.load(whole), np.random.default_rng(0).integers(0, 256, (6, 18, 20, 3), np.uint8)
+  model.generate('a ball')
+  assert model.video_codec.decode(model.video_codec.encode(video), 6, 18, 20).shape == video.shape
+  assert model.audio_codec.decode(model.audio_codec.encode(np.zeros((900, 2), np.float32)), 900).shape == (900, 2)
+
+
+def test_the_quickstarts_report(folder, whole, tmp_path):
+  """Of a run as the quickstart leaves it: with its codecs' runs inside."""
+  finished = tmp_path / 'run'
+  shutil.copytree(whole, finished)
+  for kind in ('video', 'audio'):
+    shutil.copytree(folder / kind, finished / f'{kind}_vae')
+  quickstart.main(str(finished), str(folder / 'data'), str(tmp_path))
+  text = (tmp_path / 'report.html').read_text()
+  assert all(words in text for words in ('PSNR', 'shuffled captions', 'veojax generate', 'data:video/mp4'))
+  assert media.probe(tmp_path / 'clip.mp4').has_audio
 
 
 # The command line, in this process.

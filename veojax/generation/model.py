@@ -165,12 +165,13 @@ def load(name) -> Model:
   if not (folder / 'model.json').exists():
     raise ValueError(f'{name} holds no model (no model.json in it); give the folder of a run that `veojax train` has made')
   config = read_config(folder)
+  flat, _ = weights.load(folder / 'weights.safetensors')
+  dit = weights.replace(jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), jax.random.key(0)), flat)
   with sharding.default_mesh():
-    flat, _ = weights.load(folder / 'weights.safetensors')
-    dit = weights.replace(jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), jax.random.key(0)), flat)
     dit = jax.tree.map(jax.numpy.asarray, dit)
-    codecs = [codec.load(path) if (path := folder / f'{kind}_vae.safetensors').exists() else None
-              for kind, codec in (('video', VideoCodec), ('audio', AudioCodec))]
+  # The codecs belong to no mesh, so that they can be called anywhere.
+  codecs = [codec.load(path) if (path := folder / f'{kind}_vae.safetensors').exists() else None
+            for kind, codec in (('video', VideoCodec), ('audio', AudioCodec))]
   return Model(config, dit, *codecs, Tokenizer.load(folder / 'text.model'), name=str(name))
 
 
