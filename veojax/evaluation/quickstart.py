@@ -23,9 +23,14 @@ BATCH = 8
 PROMPT = 'a large red ball falls and bounces'
 
 NEXT = '''veojax generate --model {run} --prompt "a small blue ball bounces, moving to the right" --output mine.mp4
-veojax train --config configs/quickstart.py --workdir {run} --config.data={data} --config.loop.num_steps=6000   # better
-veojax prepare --source FOLDER_OF_YOUR_CLIPS --output data/mine && veojax train --config configs/clips.py \\
-  --workdir runs/mine --config.data=data/mine                                                # your own clips'''
+
+# longer training goes on from here: better shapes and motion
+veojax train --config configs/quickstart.py --workdir {run} --config.data={data} --config.loop.num_steps=6000
+
+# your own clips
+veojax prepare --source FOLDER --output data/clips --fps=8 --height=48 --width=64 --sample_rate=16000 --channels=2 \\
+  --max_seconds=2.125 --validation_fraction=0 --vocab_size=600
+veojax train --config configs/clips.py --workdir runs/clips --config.data=data/clips'''
 
 
 def main(run: str, data: str, folder: str):
