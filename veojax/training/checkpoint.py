@@ -78,7 +78,7 @@ def explained(folder):
   """What goes wrong in writing or reading, as one line with the remedy."""
   try:
     yield
-  except (OSError, RuntimeError) as error:
+  except (OSError, RuntimeError, ValueError) as error:  # tensorstore's are ValueErrors
     reason = getattr(error, 'strerror', None) or str(error).strip().split('\n', 1)[0]
     raise ValueError(f'checkpoint in {folder}: {reason}; free some space or mend the permissions and start again '
                      '(the checkpoints before it are kept)') from error
