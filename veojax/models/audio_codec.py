@@ -8,7 +8,6 @@ Latents are normalised per channel, (mean - mean_C) / std_C, by statistics measu
 model sees zero mean and unit variance.
 """
 import dataclasses
-import functools
 from collections.abc import Iterable
 
 import jax
@@ -19,7 +18,7 @@ from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioCodec:
+class AudioCodec(codec_file.Stored):
   """A VAE with its latents' statistics, float32[latent_channels] each; chunk is in latents (64: 2.56 s at 25 Hz)."""
   vae: AudioVAE
   mean_C: np.ndarray
@@ -41,21 +40,6 @@ class AudioCodec:
   @property
   def hop(self) -> int:
     return self.vae.cfg.hop
-
-  @property
-  def latent_channels(self) -> int:
-    return self.vae.cfg.latent_channels
-
-  @functools.cached_property
-  def _fingerprint(self) -> str:
-    return codec_file.fingerprint(self)
-
-  def hash(self) -> str:
-    """Sixteen hex digits that change with anything that changes the latents."""
-    return self._fingerprint
-
-  def save(self, path):
-    codec_file.save(path, self)
 
   @classmethod
   def load(cls, path) -> 'AudioCodec':

@@ -1,5 +1,6 @@
 """A codec as one safetensors file: the VAE's parameters, and as JSON its configuration, its latents' statistics and settings."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,25 @@ from veojax import config as door
 from veojax.models import weights
 
 ARRAYS = ('mean_C', 'std_C')
+
+
+class Stored:
+  """What every codec can do because it has a `vae` and the statistics of its latents."""
+
+  @property
+  def latent_channels(self) -> int:
+    return self.vae.cfg.latent_channels
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    return fingerprint(self)
+
+  def hash(self) -> str:
+    """Sixteen hex digits that change with anything that changes the latents."""
+    return self._fingerprint
+
+  def save(self, path):
+    save(path, self)
 
 
 def metadata(codec) -> dict:

@@ -35,7 +35,7 @@ def decode_tile(vae: VideoVAE, latent_BTHWC, state):
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoCodec:
+class VideoCodec(codec_file.Stored):
   """A trained VideoVAE with the statistics of its latents.
 
   `chunk` is in latent frames; `tile` (the side of a tile) and `overlap` are in pixels. A clip smaller than a chunk or a
@@ -67,21 +67,6 @@ class VideoCodec:
   @property
   def spatial_compression(self) -> int:
     return self.vae.cfg.spatial_compression
-
-  @property
-  def latent_channels(self) -> int:
-    return self.vae.cfg.latent_channels
-
-  @functools.cached_property
-  def _fingerprint(self) -> str:
-    return codec_file.fingerprint(self)
-
-  def hash(self) -> str:
-    """Sixteen hex digits that change with anything that changes the latents."""
-    return self._fingerprint
-
-  def save(self, path):
-    codec_file.save(path, self)
 
   @classmethod
   def load(cls, path) -> 'VideoCodec':
