@@ -41,6 +41,13 @@ def _coefficients(kind: str, process: Process, alpha: Array, sigma: Array) -> tu
   raise AssertionError(kind)
 
 
+def determinant(kind: str, process: Process, t: Level) -> Float[Array, '...']:
+  """alpha b - sigma a; for v alpha^2 + sigma^2, flow alpha + sigma, edm -r / sigma_data: none of these reaches 0."""
+  alpha, sigma = process.alpha(t), process.sigma(t)
+  a, b = _coefficients(kind, process, alpha, sigma)
+  return alpha * b - sigma * a
+
+
 def divide(a: Array, b: Array) -> Array:
   """a / b, and 0 where b = 0, without a NaN on the way."""
   zero = b == 0
@@ -94,7 +101,7 @@ def estimates(kind: str, process: Process, alpha: Array, sigma: Array, x: Array,
   if kind == 'x0':
     return output, divide(x - alpha * output, sigma)
   a, b = _coefficients(kind, process, alpha, sigma)
-  det = alpha * b - sigma * a  # v: alpha^2 + sigma^2, flow: alpha + sigma, edm: -r / sigma_data; none reaches 0
+  det = alpha * b - sigma * a
   return (b * x - sigma * output) / det, (alpha * output - a * x) / det
 
 

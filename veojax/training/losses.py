@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from veojax import sharding
-from veojax.diffusion import predictions, timesteps
+from veojax.diffusion import predictions, timesteps, weighting
 from veojax.diffusion.objective import Objective
 from veojax.models import layers
 from veojax.types import AUDIO, VIDEO, Tokens
@@ -28,6 +28,8 @@ class LossConfig:
   joint: bool = True        # sound and picture of a clip drawn at one time, before their own shifts
   video_weight: float = 1.0
   audio_weight: float = 1.0
+  weighting: Literal['none', 'min_snr'] = 'none'  # of the noise levels
+  min_snr_gamma: float = 5.0
 
 
 def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[Array, 'b g']:
@@ -56,6 +58,8 @@ def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig,
   output_BLC = model(tokens._replace(latent=process.input_scale(t_BL1) * x_BLC), noise_BG)
   target_BLC = predictions.target(objective.prediction, process, x0_BLC, eps_BLC, t_BL1)
   error_BLC = jnp.square(output_BLC - target_BLC)
+  if config.weighting == 'min_snr':
+    error_BLC *= weighting.min_snr(objective.prediction, process, t_BL1, config.min_snr_gamma)
   metrics, loss = {}, 0.0
   for name, modality, channels, weight in (('video', VIDEO, model.config.video_channels, config.video_weight),
                                            ('audio', AUDIO, model.config.audio_channels, config.audio_weight)):

@@ -1,15 +1,22 @@
-"""AdamW (Loshchilov & Hutter 2019) with warm-up, a schedule and clipping by global norm."""
+"""AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers with AdamW for all else;
+with warm-up, a schedule and clipping by global norm.
+
+Muon's update of a matrix has the root mean square `update_rms` whatever its shape (Liu et al. 2025, eq. 4): with 0.2, about
+that of AdamW, one learning rate serves both.
+"""
 import dataclasses
 from typing import Literal
 
 import jax
 import optax
+from optax import contrib
 
 from veojax.models import weights
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+  kind: Literal['adamw', 'muon'] = 'adamw'
   learning_rate: float = 1e-3
   schedule: Literal['constant', 'cosine', 'linear'] = 'cosine'  # after the warm-up, down to final_share of the rate
   final_share: float = 0.05
@@ -17,6 +24,8 @@ class OptimizerConfig:
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
+  momentum: float = 0.95    # muon's
+  update_rms: float = 0.2   # muon's
   weight_decay: float = 0.0
   clip_norm: float = 1.0
 
@@ -38,8 +47,30 @@ def decayed(params):
   return jax.tree.unflatten(jax.tree.structure(params), [n.startswith(('w_', 'kernel', 'weight')) for n in last])
 
 
+# Dims that a hidden layer's product sums over, and those it makes; a stack's leading layer dim is a batch of matrices.
+MATRICES = {'w_q': ((-3,), (-2, -1)), 'w_k': ((-3,), (-2, -1)), 'w_v': ((-3,), (-2, -1)), 'w_out': ((-3, -2), (-1,)),
+            'w_gate': ((-2,), (-1,)), 'w_up': ((-2,), (-1,)), 'w_down': ((-2,), (-1,))}
+
+
+def matrices(params):
+  """For every parameter the dims of its matrix, or None: hidden products are matrices; what enters and leaves the
+  network, tables, scales and biases are not."""
+  def dims(name, leaf):
+    *modules, last = name.split('.')
+    if not {'blocks', 'transitions'} & set(modules):
+      return None
+    if last == 'kernel':
+      return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+    return contrib.MuonDimensionNumbers(*MATRICES[last]) if last in MATRICES else None
+  return jax.tree.unflatten(jax.tree.structure(params), [dims(*item) for item in weights.names(params).items()])
+
+
 def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-  return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(schedule(config, num_steps), config.b1, config.b2, config.eps,
-                  weight_decay=config.weight_decay, mask=decayed))
+  rate = schedule(config, num_steps)
+  if config.kind == 'adamw':
+    tx = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
+  else:
+    tx = contrib.muon(
+        rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps,
+        weight_decay_mask=decayed, consistent_rms=config.update_rms, muon_weight_dimension_numbers=matrices)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
