@@ -65,12 +65,23 @@ def matrices(params):
   return jax.tree.unflatten(jax.tree.structure(params), [dims(*item) for item in weights.names(params).items()])
 
 
+def on_any_mesh(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx` under automatic sharding, its results laid out as its arguments: Muon's products of a matrix with itself contract
+  split dims without saying how the result lies, which an explicit mesh refuses."""
+  def update(updates, state, params):
+    if jax.sharding.get_abstract_mesh().empty:
+      return tx.update(updates, state, params)
+    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+    return jax.sharding.auto_axes(tx.update, out_sharding=specs)(updates, state, params)
+  return optax.GradientTransformation(tx.init, update)
+
+
 def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
   rate = schedule(config, num_steps)
   if config.kind == 'adamw':
     tx = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
   else:
-    tx = contrib.muon(
+    tx = on_any_mesh(contrib.muon(
         rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps,
-        weight_decay_mask=decayed, consistent_rms=config.update_rms, muon_weight_dimension_numbers=matrices)
+        weight_decay_mask=decayed, consistent_rms=config.update_rms, muon_weight_dimension_numbers=matrices))
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
