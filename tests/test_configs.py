@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from veojax.data import packing
-from veojax.training import audio_vae, optimizer, run, step, transformer, video_vae
+from veojax.training import audio_vae, run, step, transformer, video_vae
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / 'configs').rglob('*.py'))
 
@@ -35,7 +35,7 @@ def test_config_initialises_and_steps_abstractly(path):
   config = run.build(run.read_config(path))
   stage = unbound({'video_vae': video_vae.VideoVAEStage, 'audio_vae': audio_vae.AudioVAEStage,
                    'transformer': transformer.TransformerStage}[config.stage], config)
-  tx = optimizer.make(config.optimizer, config.loop.num_steps)
+  tx = stage.make_optimizer()
   state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key), jax.random.key(0))
   new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decay), state, jax.random.key(0), abstract_batch(config))
   assert jax.tree.structure(new) == jax.tree.structure(state)

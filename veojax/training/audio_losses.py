@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from veojax.models.audio_vae import AudioVAE
+from veojax.models.stft import stft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,34 +31,9 @@ class AudioLossConfig:
   kl: float = 1e-4
 
 
-# Up to this size the transform as a matrix product is faster than the FFT (on two CPU cores 3 times at 256, equal at
-# 512), and on a TPU it runs on the matrix unit.
-MATMUL_FFT_SIZE = 256
-
-
 def stft_magnitude(x_BR: Float[Array, 'b r'], fft_size: int) -> Float[Array, 'b t f']:
-  """|STFT| with a periodic Hann window and a hop of a quarter of it, over whole frames only, without padding.
-
-  Divided by the sum of the window over 2: a sine of amplitude 1 at the centre of a bin has magnitude 1.
-  """
-  hop = fft_size // 4
-  if fft_size % 4 or x_BR.shape[1] < fft_size:
-    raise ValueError(f'fft_size={fft_size} of {x_BR.shape[1]} samples: give a multiple of 4 that is not longer')
-  R = x_BR.shape[1] // hop * hop
-  # Frames are four neighbouring blocks side by side: no gather.
-  blocks_BTH = jnp.reshape(x_BR[:, :R], (x_BR.shape[0], R // hop, hop))
-  num_frames = R // hop - 3
-  frames_BTN = jnp.concatenate([blocks_BTH[:, i:i + num_frames] for i in range(4)], axis=-1)
-  window_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size)
-  window_N *= 2 / window_N.sum()
-  if fft_size <= MATMUL_FFT_SIZE:
-    angle_NF = 2 * np.pi * np.outer(np.arange(fft_size), np.arange(fft_size // 2 + 1)) / fft_size
-    basis_NF = np.exp(-1j * angle_NF) * window_N[:, None]
-    real, imag = (jnp.einsum('btn,nf->btf', frames_BTN, jnp.asarray(b, jnp.float32))
-                  for b in (basis_NF.real, basis_NF.imag))
-  else:
-    spectrum = jnp.fft.rfft(frames_BTN * jnp.asarray(window_N, jnp.float32)[None, None])
-    real, imag = spectrum.real, spectrum.imag
+  """|STFT| of models/stft.py: a sine of amplitude 1 at the centre of a bin has magnitude 1."""
+  real, imag = stft(x_BR, fft_size)
   # The small term keeps the root's gradient finite where the spectrum is zero.
   return jnp.sqrt(jnp.square(real) + jnp.square(imag) + 1e-12)
 
@@ -131,18 +107,35 @@ def waveform_loss(estimate_BR: Float[Array, 'b r'], target_BR: Float[Array, 'b r
   return jnp.sum(jnp.abs(estimate_BR - target_BR)) / (jnp.sum(jnp.abs(target_BR)) + floor * target_BR.size)
 
 
-def audio_vae_loss(vae: AudioVAE, key: PRNGKeyArray, audio_BRC: Float[Array, 'b r c'],
-                   config: AudioLossConfig = AudioLossConfig()) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """The objective above with one draw of z = mean + exp(logvar / 2) eps, and its terms before weighting."""
-  mean_BTC, logvar_BTC = vae.encode(audio_BRC)
-  eps_BTC = jax.random.normal(key, mean_BTC.shape, mean_BTC.dtype, out_sharding=jax.typeof(mean_BTC).sharding)
-  output_BRC = vae.decode(mean_BTC + jnp.exp(0.5 * logvar_BTC) * eps_BTC)
+def reconstruction_terms(output_BRC: Float[Array, 'b r c'], audio_BRC: Float[Array, 'b r c'], sample_rate: int,
+                         config: AudioLossConfig) -> dict[str, Float[Array, '']]:
+  """What the objective asks of the decoder's output, before weighting."""
   x, y = as_rows(output_BRC), as_rows(audio_BRC)
-  terms = {'waveform': waveform_loss(x, y, config.floor), 'kl': kl_to_normal(mean_BTC, logvar_BTC)}
+  terms = {'waveform': waveform_loss(x, y, config.floor)}
   if config.stft:
     terms['stft'] = stft_loss(x, y, config.fft_sizes, config.floor)
   if config.mel:
-    terms['mel'] = log_mel_distance(x, y, vae.cfg.sample_rate, fft_size=config.mel_fft_size, mel_bins=config.mel_bins,
+    terms['mel'] = log_mel_distance(x, y, sample_rate, fft_size=config.mel_fft_size, mel_bins=config.mel_bins,
                                     floor=config.floor)
-  loss = sum(getattr(config, name) * value for name, value in terms.items())
+  return terms
+
+
+def weighted(terms: dict[str, Float[Array, '']], config: AudioLossConfig) -> Float[Array, '']:
+  return sum(getattr(config, name) * terms[name] for name in ('waveform', 'kl', 'stft', 'mel') if name in terms)
+
+
+def reconstruct(vae: AudioVAE, key: PRNGKeyArray, audio_BRC: Float[Array, 'b r c']
+                ) -> tuple[Float[Array, 'b r c'], Float[Array, '']]:
+  """The decoder's output for one draw of z = mean + exp(logvar / 2) eps, and the posterior's KL divergence."""
+  mean_BTC, logvar_BTC = vae.encode(audio_BRC)
+  eps_BTC = jax.random.normal(key, mean_BTC.shape, mean_BTC.dtype, out_sharding=jax.typeof(mean_BTC).sharding)
+  return vae.decode(mean_BTC + jnp.exp(0.5 * logvar_BTC) * eps_BTC), kl_to_normal(mean_BTC, logvar_BTC)
+
+
+def audio_vae_loss(vae: AudioVAE, key: PRNGKeyArray, audio_BRC: Float[Array, 'b r c'],
+                   config: AudioLossConfig = AudioLossConfig()) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """The objective above, and its terms before weighting."""
+  output_BRC, kl = reconstruct(vae, key, audio_BRC)
+  terms = {'kl': kl} | reconstruction_terms(output_BRC, audio_BRC, vae.cfg.sample_rate, config)
+  loss = weighted(terms, config)
   return loss, terms | {'loss': loss}

@@ -1,6 +1,7 @@
 """Stage two: the audio VAE learns to reconstruct random stretches of a data set's sound.
 
-The objective is `audio_losses.audio_vae_loss`.
+The objective is `audio_losses.audio_vae_loss`; plus, where its weight is not 0, an adversarial and feature-matching loss against a
+discriminator trained beside the codec (adversarial.py).
 """
 import dataclasses
 import pathlib
@@ -17,8 +18,10 @@ from veojax.generation import export
 from veojax.models import audio_codec
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
+from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
 from veojax.sharding import MeshConfig
-from veojax.training import audio_losses, heldout
+from veojax.training import adversarial, audio_losses, heldout, optimizer
+from veojax.training.adversarial import AdversarialConfig
 from veojax.training.audio_losses import AudioLossConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -34,6 +37,8 @@ class AudioVAERun:
   model: AudioVAEConfig = AudioVAEConfig()
   num_latents: int = 24                 # of a training crop
   loss: AudioLossConfig = AudioLossConfig()
+  adversarial: AdversarialConfig = AdversarialConfig()
+  discriminator: AudioDiscriminatorConfig = AudioDiscriminatorConfig()
   evaluation_clips: int = 16
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
@@ -49,16 +54,36 @@ class AudioVAEStage:
     model = config.model
     self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels, model.sample_rate, config.seed)
 
-  def make_model(self, key) -> AudioVAE:
-    return AudioVAE(self.config.model, rngs=nnx.Rngs(key))
+  def make_model(self, key):
+    """An AudioVAE, or the `adversarial.pair` of it and its discriminator."""
+    config = self.config
+    return adversarial.pair(
+        config.adversarial, AudioVAE(config.model, rngs=nnx.Rngs(key)),
+        lambda: AudioDiscriminator(config.model.channels, config.discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
+
+  def make_optimizer(self):
+    codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
+    return adversarial.optimizer(self.config.adversarial, codec_tx)
 
   def batch_spec(self, batch):
     return {'audio': sharding.B}
 
-  def loss(self, vae, batch, key):
-    return audio_losses.audio_vae_loss(vae, key, batch['audio'], self.config.loss)
+  def loss(self, model, batch, key, step):
+    config, audio = self.config, batch['audio']
+    if not config.adversarial.weight:
+      return audio_losses.audio_vae_loss(model, key, audio, config.loss)
+    output, kl = audio_losses.reconstruct(model['codec'], key, audio)
+    loss, metrics = adversarial.loss(config.adversarial, model['discriminator'], lambda x: self.reconstruction(x, audio),
+                                     output, audio, step)
+    return loss + config.loss.kl * kl, metrics | {'kl': kl}
 
-  def codec(self, vae) -> AudioCodec:
+  def reconstruction(self, output, audio):
+    """(loss, metrics) of the decoder's output; 0 where it is the audio."""
+    terms = audio_losses.reconstruction_terms(output, audio, self.config.model.sample_rate, self.config.loss)
+    return audio_losses.weighted(terms, self.config.loss), terms
+
+  def codec(self, model) -> AudioCodec:
+    vae = adversarial.codec_of(self.config.adversarial, model)
     batches = [np.stack([self.source[row]['audio'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
     return AudioCodec(vae, *audio_codec.statistics(vae, batches))
 

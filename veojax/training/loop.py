@@ -13,11 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec as P
 
 from veojax import sharding
 from veojax.data import pipeline
-from veojax.training import checkpoint, optimizer, step as train_step
+from veojax.training import checkpoint, step as train_step
 from veojax.training.journal import Journal
 
 
@@ -52,7 +53,8 @@ class Stage(Protocol):
   source: pipeline.Source
 
   def make_model(self, key) -> Any: ...
-  def loss(self, model, batch, key) -> tuple[Any, dict]: ...
+  def make_optimizer(self) -> optax.GradientTransformation: ...
+  def loss(self, model, batch, key, step) -> tuple[Any, dict]: ...
   def batch_spec(self, batch) -> Any: ...                          # tree of PartitionSpec, without the micro-batch axis
   def evaluate(self, ema) -> dict[str, float]: ...
   def draw(self, ema, step: int, folder: pathlib.Path) -> None: ...  # samples, as files
@@ -80,8 +82,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
     state, row = initial(stage, checkpoints, mesh)
     journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))
     received = stack.enter_context(signals())
-    tx = optimizer.make(stage.config.optimizer, config.num_steps)
-    step_fn = train_step.make(stage.loss, tx, config.ema_decay)
+    step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decay)
     rows = config.batch_size * config.accumulate
     batches = stack.enter_context(pipeline.make_iterator(
         stage.source, row, rows, jax.process_index(), jax.process_count(), config.num_threads, config.num_workers))
@@ -116,8 +117,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
 
 def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
   """The state that `checkpoints` hold, or a new one, and the row that comes next."""
-  tx = optimizer.make(stage.config.optimizer, stage.config.loop.num_steps)
-  init = jax.jit(lambda key: train_step.init(stage.make_model, tx, key))
+  init = jax.jit(lambda key: train_step.init(stage.make_model, stage.make_optimizer(), key))
   key = jax.random.key(stage.config.seed)
   if checkpoints.latest is None:
     return init(key), 0

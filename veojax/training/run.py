@@ -20,7 +20,8 @@ CODECS = {'video': VideoCodec, 'audio': AudioCodec}
 # What may change between two starts of one run; anything else would make another model of it, or other data.
 FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
         'loop.num_threads', 'loop.num_workers', 'mesh.', 'prompts', 'sampling.', 'clip.', 'data', 'video_codec',
-        'audio_codec', 'evaluation_clips', 'optimizer.', 'latents')
+        'audio_codec', 'evaluation_clips', 'optimizer.', 'latents', 'perceptual.weights', 'perceptual.heads',
+        'adversarial.learning_rate')
 
 
 def read_config(path):
@@ -74,7 +75,8 @@ def remember(config, workdir: pathlib.Path):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      changed = door.differences(json.loads(path.read_text()), json.loads(json.dumps(tree)))
+      stored = door.to_tree(build(json.loads(path.read_text())))  # with the defaults of keys that are newer than the run
+      changed = door.differences(stored, tree)
       refused = [line for line in changed if not line.startswith(FREE)]
       if refused:
         raise ValueError(f'{workdir} holds a run with another config ({"; ".join(refused[:4])}); '

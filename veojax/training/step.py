@@ -34,29 +34,29 @@ def ema_rate(decay: float, step):
 def make(loss_fn, tx, ema_decay: float):
   """step(state, key, batches) → (state, metrics).
 
-  loss_fn(model, batch, key) → (loss, metrics). `batches` carries a leading axis of micro-batches: their gradients are
+  loss_fn(model, batch, key, step) → (loss, metrics). `batches` carries a leading axis of micro-batches: their gradients are
   averaged before the one update.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-  def accumulated(model, batches, key):
+  def accumulated(model, batches, key, step):
     num = jax.tree.leaves(batches)[0].shape[0]
     if num == 1:
-      return grad_fn(model, jax.tree.map(lambda x: x[0], batches), key)
+      return grad_fn(model, jax.tree.map(lambda x: x[0], batches), key, step)
 
     def micro(total, item):
       index, batch = item
-      return jax.tree.map(jnp.add, total, grad_fn(model, batch, jax.random.fold_in(key, index))), None
+      return jax.tree.map(jnp.add, total, grad_fn(model, batch, jax.random.fold_in(key, index), step)), None
     first = jax.tree.map(lambda x: x[0], batches)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding),
-                        jax.eval_shape(grad_fn, model, first, key))
+                        jax.eval_shape(grad_fn, model, first, key, step))
     total, _ = jax.lax.scan(micro, zero, (jnp.arange(num), batches))
     return jax.tree.map(lambda x: x / num, total)
 
   @functools.partial(jax.jit, donate_argnames='state')
   def step(state: State, key, batches):
     key = jax.random.fold_in(key, state.step)
-    (loss, metrics), grads = accumulated(state.model, batches, key)
+    (loss, metrics), grads = accumulated(state.model, batches, key, state.step)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, state.opt, state.model)

@@ -21,7 +21,7 @@ from veojax.generation.sampling import SamplingConfig
 from veojax.models import dit, weights
 from veojax.models.dit import DiT, DiTConfig
 from veojax.sharding import MeshConfig
-from veojax.training import heldout, latents, loop, losses
+from veojax.training import heldout, latents, loop, losses, optimizer
 from veojax.training.loop import LoopConfig
 from veojax.training.losses import LossConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -87,10 +87,13 @@ class TransformerStage:
   def make_model(self, key) -> DiT:
     return DiT(self.config.dit, rngs=nnx.Rngs(key))
 
+  def make_optimizer(self):
+    return optimizer.make(self.config.optimizer, self.config.loop.num_steps)
+
   def batch_spec(self, batch):
     return dit.TOKEN_SPECS
 
-  def loss(self, model, tokens, key):
+  def loss(self, model, tokens, key, step=None):
     return losses.diffusion_loss(model, tokens, key, self.config.loss, self.config.objective)
 
   def evaluate(self, ema) -> dict[str, float]:

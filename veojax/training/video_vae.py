@@ -1,7 +1,9 @@
 """Stage one: the video VAE learns to reconstruct random crops of a data set's pictures.
 
 Loss: L2 + l1_weight · L1 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1), per element
-of the latents.
+of the latents; plus, where their weights are not 0, LPIPS of every frame in a network that the user gives
+(models/perceptual.py) and an adversarial and feature-matching loss against a discriminator trained beside the codec
+(adversarial.py).
 """
 import dataclasses
 import pathlib
@@ -15,11 +17,14 @@ from flax import nnx
 from veojax import sharding
 from veojax.data import datasets, pipeline
 from veojax.generation import export
-from veojax.models import video_codec
+from veojax.models import conv, perceptual, video_codec
+from veojax.models.discriminator import VideoDiscriminator, VideoDiscriminatorConfig
+from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import audio_losses, heldout
+from veojax.training import adversarial, audio_losses, heldout, optimizer
+from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
 from veojax.types import Clip
@@ -42,6 +47,9 @@ class VideoVAERun:
   crop: CropConfig = CropConfig()
   l1_weight: float = 0.05
   kl_weight: float = 1e-5
+  perceptual: PerceptualConfig = PerceptualConfig()
+  adversarial: AdversarialConfig = AdversarialConfig()
+  discriminator: VideoDiscriminatorConfig = VideoDiscriminatorConfig()
   tile: int = 64     # pixels; frames up to this side are encoded and decoded in one piece, larger ones in tiles
   overlap: int = 16  # of the tiles, pixels
   evaluation_clips: int = 16
@@ -54,6 +62,10 @@ class VideoVAERun:
     if (crop.num_frames - 1) % tc or crop.height % sc or crop.width % sc:
       raise ValueError(f'crop of {crop.num_frames} frames of {crop.height}x{crop.width} pixels does not divide; with this model '
                        f'give 1 + k·{tc} frames and sides that are multiples of {sc}')
+    patch = self.discriminator.patch_size
+    if self.adversarial.weight and (crop.height % patch or crop.width % patch):
+      raise ValueError(f'discriminator.patch_size={patch} does not divide the crop of {crop.height}x{crop.width} pixels; '
+                       'give one that does')
 
 
 class VideoVAEStage:
@@ -63,22 +75,49 @@ class VideoVAEStage:
     self.config = config
     self.dataset = datasets.open_dataset(config.data)
     self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width, config.seed)
+    if config.perceptual.weight:
+      self.lpips = perceptual.load(config.perceptual.weights, config.perceptual.heads)
 
-  def make_model(self, key) -> VideoVAE:
-    return VideoVAE(self.config.model, rngs=nnx.Rngs(key))
+  def make_model(self, key):
+    """A VideoVAE, or the `adversarial.pair` of it and its discriminator."""
+    return adversarial.pair(
+        self.config.adversarial, VideoVAE(self.config.model, rngs=nnx.Rngs(key)),
+        lambda: VideoDiscriminator(self.config.discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
+
+  def make_optimizer(self):
+    codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
+    return adversarial.optimizer(self.config.adversarial, codec_tx)
 
   def batch_spec(self, batch):
     return {'video': sharding.B}
 
-  def loss(self, vae, batch, key):
-    video = batch['video'].astype(jnp.float32) / 127.5 - 1
+  def loss(self, model, batch, key, step):
+    config, video = self.config, batch['video'].astype(jnp.float32) / 127.5 - 1
+    vae = adversarial.codec_of(config.adversarial, model)
     mean, logvar = vae.encode(video)
     noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
-    error = vae.decode(mean + jnp.exp(0.5 * logvar) * noise) - video
-    l1, l2, kl = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error)), audio_losses.kl_to_normal(mean, logvar)
-    return l2 + self.config.l1_weight * l1 + self.config.kl_weight * kl, {'l1': l1, 'psnr': 10 * jnp.log10(4 / l2), 'kl': kl}
+    output = vae.decode(mean + jnp.exp(0.5 * logvar) * noise)
+    if config.adversarial.weight:
+      loss, metrics = adversarial.loss(config.adversarial, model['discriminator'], lambda x: self.reconstruction(x, video),
+                                       output, video, step)
+    else:
+      loss, metrics = self.reconstruction(output, video)
+    kl = audio_losses.kl_to_normal(mean, logvar)
+    return loss + config.kl_weight * kl, metrics | {'kl': kl}
 
-  def codec(self, vae) -> VideoCodec:
+  def reconstruction(self, output, video):
+    """(loss, metrics) of the decoder's output; 0 where it is the video."""
+    error = output - video
+    l1, l2 = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
+    loss, metrics = l2 + self.config.l1_weight * l1, {'l1': l1, 'psnr': 10 * jnp.log10(4 / l2)}
+    if not self.config.perceptual.weight:
+      return loss, metrics
+    frames = [conv.reshape(x, -1, *x.shape[2:]) for x in (output, video)]
+    lpips = jnp.mean(self.lpips(*frames))
+    return loss + self.config.perceptual.weight * lpips, metrics | {'lpips': lpips}
+
+  def codec(self, model) -> VideoCodec:
+    vae = adversarial.codec_of(self.config.adversarial, model)
     batches = [np.stack([self.source[row]['video'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
     return VideoCodec(vae, *video_codec.statistics(vae, batches), tile=self.config.tile, overlap=self.config.overlap)
 
