@@ -14,6 +14,6 @@ def get_config():
       'l1_weight': 0.02,
       'kl_weight': 1e-6,
       'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 50, 'final_share': 0.02},
-      'loop': {'num_steps': 2500, 'batch_size': 4, 'ema_decay': 0.99, 'log_every': 100, 'evaluate_every': 0,
+      'loop': {'num_steps': 2500, 'batch_size': 4, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
                'sample_every': 2500, 'save_every': 500},
   })

@@ -13,6 +13,6 @@ def get_config():
       'num_latents': 26,
       'loss': {'stft': 0.05, 'fft_sizes': (64, 256), 'kl': 1e-4},
       'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 50, 'final_share': 0.02},
-      'loop': {'num_steps': 1000, 'batch_size': 8, 'ema_decay': 0.99, 'log_every': 100, 'evaluate_every': 0,
+      'loop': {'num_steps': 1000, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
                'sample_every': 1000, 'save_every': 500},
   })

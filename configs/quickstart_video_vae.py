@@ -15,6 +15,6 @@ def get_config():
       'kl_weight': 1e-6,
       'tile': 48,
       'optimizer': {'learning_rate': 5e-3, 'warmup_steps': 50, 'final_share': 0.02},
-      'loop': {'num_steps': 4000, 'batch_size': 4, 'ema_decay': 0.99, 'log_every': 200, 'evaluate_every': 0,
+      'loop': {'num_steps': 4000, 'batch_size': 4, 'ema_decays': (0.99,), 'log_every': 200, 'evaluate_every': 0,
                'sample_every': 4000, 'save_every': 1000},
   })

@@ -36,8 +36,8 @@ def test_config_initialises_and_steps_abstractly(path):
   stage = unbound({'video_vae': video_vae.VideoVAEStage, 'audio_vae': audio_vae.AudioVAEStage,
                    'transformer': transformer.TransformerStage}[config.stage], config)
   tx = stage.make_optimizer()
-  state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key), jax.random.key(0))
-  new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decay), state, jax.random.key(0), abstract_batch(config))
+  state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key, len(config.loop.ema_decays)), jax.random.key(0))
+  new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decays), state, jax.random.key(0), abstract_batch(config))
   assert jax.tree.structure(new) == jax.tree.structure(state)
   assert [a.shape for a in jax.tree.leaves(new)] == [a.shape for a in jax.tree.leaves(state)]
   assert metrics['loss'].shape == ()

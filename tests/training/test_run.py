@@ -33,7 +33,7 @@ DIT = {'stage': 'transformer', 'prompts': ('a red ball falls',),
                'dtype': 'float32', 'text': {'vocab_size': 400, 'width': 16, 'depth': 1, 'num_heads': 2, 'mlp_width': 16}},
        'pack': {'row_tokens': 96, 'text_tokens': 48, 'max_clips': 1, 'max_text': 48, 'channels': 6},
        'sampling': {'num_inference_steps': 2}, 'clip': {'num_frames': 5, 'height': 16, 'width': 16},
-       'loop': {**LOOP, 'num_steps': 4}}
+       'loop': {**LOOP, 'num_steps': 4, 'ema_decays': (0.999, 0.0)}}
 
 
 @pytest.fixture(scope='module')
@@ -108,6 +108,16 @@ def test_a_finished_run_does_nothing_when_started_again(folder, whole):
   before = (whole / 'weights.safetensors').stat().st_mtime_ns
   run.train(tree(folder), whole)
   assert (whole / 'weights.safetensors').stat().st_mtime_ns == before
+
+
+def test_every_average_of_the_weights_is_scored_and_exported(whole):
+  scores = journal.read(whole)[-1]
+  assert scores['evaluation/loss'] != scores['evaluation/ema_0/loss']
+  saved, _ = leaves(whole)
+  flat = [np.asarray(x) for x in jax.tree.leaves(models.load(whole / 'ema_0').dit)]
+  num = len(flat)
+  assert all(np.array_equal(a, b) for a, b in zip(flat, saved[2:2 + num], strict=True))  # decay 0: the weights themselves
+  assert not all(np.array_equal(a, b) for a, b in zip(flat, jax.tree.leaves(models.load(whole).dit), strict=True))
 
 
 def test_micro_batches_make_one_update(folder):
@@ -303,7 +313,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(folder
   shutil.copytree(whole, workdir)
   (workdir / 'done').unlink()
   kept = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
-  config = {**json.loads((whole / 'config.json').read_text()), 'loop': {**LOOP, 'num_steps': 6}}
+  config = {**json.loads((whole / 'config.json').read_text()), 'loop': {**DIT['loop'], 'num_steps': 6}}
   out = subprocess.run([sys.executable, '-c', FULL, json.dumps(config), str(workdir)], capture_output=True, text=True,
                        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}, timeout=300)
   assert out.returncode == 2, out.stderr[-2000:]

@@ -30,7 +30,7 @@ class LoopConfig:
   num_steps: int = 1000
   batch_size: int = 8         # rows of a micro-batch, over all devices
   accumulate: int = 1         # micro-batches of one update
-  ema_decay: float = 0.999
+  ema_decays: tuple[float, ...] = (0.999,)  # averages of the weights; the first is drawn from and exported, others beside it
   log_every: int = 20
   evaluate_every: int = 500
   sample_every: int = 1000
@@ -40,8 +40,10 @@ class LoopConfig:
   num_workers: int = 0        # processes, for decoding compressed media
 
   def __post_init__(self):
+    if not self.ema_decays or not all(0 <= decay < 1 for decay in self.ema_decays):
+      raise ValueError(f'ema_decays={self.ema_decays}; give at least one number in [0, 1)')
     for name, value in vars(self).items():
-      if not value >= (name in ('num_steps', 'batch_size', 'accumulate', 'keep')):
+      if name != 'ema_decays' and not value >= (name in ('num_steps', 'batch_size', 'accumulate', 'keep')):
         raise ValueError(f'{name}={value}; give a positive number')
 
 
@@ -82,7 +84,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
     state, row = initial(stage, checkpoints, mesh)
     journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))
     received = stack.enter_context(signals())
-    step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decay)
+    step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decays)
     rows = config.batch_size * config.accumulate
     batches = stack.enter_context(pipeline.make_iterator(
         stage.source, row, rows, jax.process_index(), jax.process_count(), config.num_threads, config.num_workers))
@@ -96,7 +98,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
           journal.log(*before)
         checkpoints.save(state, row)
         checkpoints.wait()
-        stage.export(state.ema, workdir)
+        export(stage, state, workdir)
         raise Stopped(received[0], step, workdir)
       waited = time.perf_counter()
       batch = next(batches)
@@ -117,7 +119,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
 
 def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
   """The state that `checkpoints` hold, or a new one, and the row that comes next."""
-  init = jax.jit(lambda key: train_step.init(stage.make_model, stage.make_optimizer(), key))
+  init = jax.jit(lambda key: train_step.init(
+      stage.make_model, stage.make_optimizer(), key, len(stage.config.loop.ema_decays)))
   key = jax.random.key(stage.config.seed)
   if checkpoints.latest is None:
     return init(key), 0
@@ -143,11 +146,27 @@ def interludes(stage, state, row, step, checkpoints, journal, workdir):
   config = stage.config.loop
   due = lambda every: every and step % every == 0
   if due(config.evaluate_every):
-    journal.evaluated(step, stage.evaluate(state.ema))
+    journal.evaluated(step, evaluate(stage, state))
   if due(config.sample_every):
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema, step, workdir / 'samples'))
+    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
   if due(config.save_every):
     checkpoints.save(state, row)
+
+
+def evaluate(stage, state) -> dict[str, float]:
+  """Held-out scores of every average of the weights; the names of all but the first begin with their decay."""
+  scores = {}
+  for i, (decay, ema) in enumerate(zip(stage.config.loop.ema_decays, state.ema)):
+    scores |= {f'ema_{decay:g}/{name}' if i else name: value for name, value in stage.evaluate(ema).items()}
+  return scores
+
+
+def export(stage, state, workdir):
+  """The model of the first average in `workdir`, and of each other in a folder ema_<decay> of it."""
+  for i, (decay, ema) in enumerate(zip(stage.config.loop.ema_decays, state.ema)):
+    folder = workdir / f'ema_{decay:g}' if i else workdir
+    folder.mkdir(exist_ok=True)
+    stage.export(ema, folder)
 
 
 def is_done(config: LoopConfig, workdir) -> bool:
@@ -159,11 +178,11 @@ def is_done(config: LoopConfig, workdir) -> bool:
 def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, float]:
   step = int(state.step)
   checkpoints.save(state, row)
-  stage.export(state.ema, workdir)
-  scores = stage.evaluate(state.ema)
+  export(stage, state, workdir)
+  scores = evaluate(stage, state)
   journal.evaluated(step, scores)
   if stage.config.loop.sample_every:
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema, step, workdir / 'samples'))
+    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
   checkpoints.wait()
   (workdir / 'done').write_text(f'{step}\n')
   return {**last, **scores}

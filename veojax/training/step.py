@@ -17,13 +17,14 @@ class State:
   step: Any                # int32: steps taken, skipped ones included
   skipped: Any             # int32: steps whose update was not applied
   model: Any
-  ema: Any                 # exponential moving average of the model's parameters
+  ema: tuple[Any, ...]     # exponential moving averages of the model's parameters, one a decay
   opt: optax.OptState
 
 
-def init(make_model, tx, key) -> State:
+def init(make_model, tx, key, num_emas: int = 1) -> State:
   model = make_model(key)
-  return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), model, jax.tree.map(jnp.copy, model), tx.init(model))
+  emas = tuple(jax.tree.map(jnp.copy, model) for _ in range(num_emas))
+  return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), model, emas, tx.init(model))
 
 
 def ema_rate(decay: float, step):
@@ -31,7 +32,7 @@ def ema_rate(decay: float, step):
   return 1 - jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def make(loss_fn, tx, ema_decay: float):
+def make(loss_fn, tx, ema_decays: tuple[float, ...]):
   """step(state, key, batches) → (state, metrics).
 
   loss_fn(model, batch, key, step) → (loss, metrics). `batches` carries a leading axis of micro-batches: their gradients are
@@ -61,7 +62,8 @@ def make(loss_fn, tx, ema_decay: float):
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt = tx.update(grads, state.opt, state.model)
     model = optax.apply_updates(state.model, updates)
-    ema = optax.incremental_update(model, state.ema, ema_rate(ema_decay, state.step))
+    ema = tuple(optax.incremental_update(model, old, ema_rate(decay, state.step))
+                for decay, old in zip(ema_decays, state.ema, strict=True))
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     state = State(state.step + 1, state.skipped + jnp.where(finite, 0, 1), keep(model, state.model),
                   keep(ema, state.ema), keep(opt, state.opt))

@@ -69,6 +69,7 @@ class TransformerStage:
     self.dataset = datasets.open_dataset(config.data)
     self.tokenizer = Tokenizer.load(self.dataset.tokenizer_path)
     self._check()
+    self._loss = jax.jit(self.loss)
     encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
     self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout)
     self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack, config.seed, 0.0)
@@ -98,13 +99,12 @@ class TransformerStage:
 
   def evaluate(self, ema) -> dict[str, float]:
     """Loss of held-out rows, with noise that is the same at every evaluation."""
-    step = jax.jit(self.loss)
     rows, batch = self.held_out.rows_per_epoch, self.config.loop.batch_size
     totals = []
     for i in range(max(1, min(8, rows // batch))):
       tokens = pipeline.stack([self.held_out[(i * batch + j) % rows] for j in range(batch)])
       tokens = jax.tree.map(lambda x: x[0], loop.put(tokens, self))
-      loss, metrics = step(ema, tokens, jax.random.key(i))
+      loss, metrics = self._loss(ema, tokens, jax.random.key(i))
       totals.append({'loss': float(loss), **{k: float(v) for k, v in metrics.items()}})
     return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
 
