@@ -25,3 +25,12 @@ def clips_folder() -> pathlib.Path:
   if not (folder / 'metadata.jsonl').exists():
     pytest.skip('no real clips beside this checkout')
   return folder
+
+
+@pytest.fixture
+def anchors_folder() -> pathlib.Path:
+  """Small published files beside the checkout; they are no part of the project, so tests skip without them."""
+  folder = ROOT.parent / 'shared' / 'anchors'
+  if not folder.exists():
+    pytest.skip('no published files (shared/anchors) beside this checkout')
+  return folder

@@ -163,14 +163,14 @@ def load(source, table: Sequence[Rule], model):
 
   Raises one ValueError that lists what is missing, unexpected and misshapen; and one for values that are not finite.
   """
-  leaves, filled = {}, {}
+  shapes, leaves, filled = weights.names(model), {}, {}
   with weight_files.opened(source) as files:
     for entry in match(source, files, table, model):
-      _fill_places(leaves, filled, entry, files, weights.names(model))
+      _take(leaves, filled, entry, files, shapes)
   return weights.replace(model, leaves)
 
 
-def _fill_places(leaves, filled, entry, files, shapes):
+def _take(leaves, filled, entry, files, shapes):
   tensor = files.read(entry.key)
   if not np.isfinite(tensor).all():
     raise ValueError(f'{entry.key} holds values that are not finite; copy or convert the file again')
@@ -191,7 +191,7 @@ def match(source, files: weight_files.WeightFiles, table: Sequence[Rule], model)
     found = [Entry(key, rule, places) for rule in table if (places := rule.places(key)) is not None]
     assert len(found) < 2, f'{key} is matched by {found[0].rule.source} and {found[1].rule.source}'
     if not found or not all(_exists(shapes, place) for place in found[0].places):
-      near = difflib.get_close_matches(key, wanted, n=1)
+      near = difflib.get_close_matches(key, wanted, n=1) if len(unexpected) < SHOWN else []
       unexpected.append(f'{key} (near {near[0]})' if near else key)
     elif found[0].places:
       plan += found
