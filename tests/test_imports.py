@@ -16,8 +16,10 @@ ALLOWED = {
     'generation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
     'training': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation'},
     'zoo': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
-    'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo', 'cli'},
-    'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo', 'evaluation'},
+    'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
+                   'cli'},
+    'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
+            'evaluation'},
 }
 FILES = sorted((ROOT / 'veojax').rglob('*.py'))
 

@@ -133,7 +133,8 @@ def test_bfloat16_is_near(tmp_path, vocabulary):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'feed_forward_proj': 'relu'}, 'feed_forward_proj'), ({'model_type': 'mt5'}, 'model_type'), ({'d_kv': None}, 'd_kv'),
+    ({'feed_forward_proj': 'relu'}, 'feed_forward_proj'), ({'model_type': 'mt5'}, 'model_type'),
+    ({'d_kv': None}, 'd_kv'),
     ({'num_layerz': 2}, "did you mean 'num_layers'"), ({'num_layers': 4}, r'missing \(9\): encoder.block.3'),
     ({'num_layers': 2}, r'unexpected \(9\): encoder.block.2'), ({'d_ff': 41}, r'misshapen \(9\)'),
     ({'vocab_size': 100}, 'embeds 100')])
@@ -157,7 +158,8 @@ def test_bad_arguments_are_refused(tmp_path, vocabulary):
 
 # From the documentation of transformers and of T5.
 PUBLISHED = {'The house is wonderful.': [37, 629, 19, 1627, 5, 1],
-             'translate English to German: The house is wonderful.': [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1],
+             'translate English to German: The house is wonderful.':
+                 [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1],
              'Das Haus ist wunderbar.': [644, 4598, 229, 19250, 5, 1]}
 
 

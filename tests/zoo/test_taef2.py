@@ -1,4 +1,4 @@
-"""TAEF2 against the same network in PyTorch, on drawn and on published weights, on real clips; and as a codec of clips."""
+"""TAEF2 against the same network in PyTorch, drawn and published, on real clips; and as a codec of clips."""
 import json
 
 import jax
@@ -19,7 +19,8 @@ def torch_or_skip():
 
 def layer(torch, weights, x, encoding):
   """One numbered layer of the published file: a block, or a convolution that halves or doubles where it has no bias."""
-  conv = lambda x, name, **how: torch.nn.functional.conv2d(x, weights[f'{name}weight'], weights.get(f'{name}bias'), **how)
+  conv2d = torch.nn.functional.conv2d
+  conv = lambda x, name, **how: conv2d(x, weights[f'{name}weight'], weights.get(f'{name}bias'), **how)
   if 'conv.0.weight' not in weights:
     halving = encoding and 'bias' not in weights
     if not encoding and 'bias' not in weights:
@@ -101,8 +102,9 @@ def test_drawn_weights_give_what_pytorch_gives(drawn_file):
   video = rng.random((2, 24, 40, 3), np.float32)
   latent = 2 * rng.normal(size=(2, 3, 5, 32)).astype(np.float32)
   with jax.default_matmul_precision('highest'):
-    assert relative(codec.vae.encode(jnp.asarray(video)[None])[0], reference(drawn_file, 'encoder', to_torch(video))) < 1e-4
-    assert relative(codec.vae.decode(jnp.asarray(latent)[None])[0], reference(drawn_file, 'decoder', to_torch(latent))) < 1e-4
+    encoded, decoded = codec.vae.encode(jnp.asarray(video)[None])[0], codec.vae.decode(jnp.asarray(latent)[None])[0]
+  assert relative(encoded, reference(drawn_file, 'encoder', to_torch(video))) < 1e-4
+  assert relative(decoded, reference(drawn_file, 'decoder', to_torch(latent))) < 1e-4
 
 
 @pytest.mark.slow

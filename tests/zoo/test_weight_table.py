@@ -147,7 +147,8 @@ def test_one_error_lists_all_that_does_not_fit(tmp_path):
     weight_table.load(stored(tmp_path / 'a.safetensors', source), TABLE, shapes())
   text = str(error.value)
   assert 'missing (1): layers.1.out.weight;' in text
-  assert 'unexpected (2)' in text and 'layers.3.q.bias' in text and 'layers.1.out.wieght (near layers.1.out.weight)' in text
+  assert 'unexpected (2)' in text and 'layers.3.q.bias' in text
+  assert 'layers.1.out.wieght (near layers.1.out.weight)' in text
   assert 'misshapen (2)' in text and 'convs.0.weight [8, 4, 3, 2] for [4, 8, 3, 2] (convolution)' in text
   assert 'layers.2.q.bias of F16 for F32' in text
   assert 'decoder' not in text  # dropped with a reason
@@ -220,7 +221,7 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
 
 
 def test_host_memory_holds_one_tensor(tmp_path, monkeypatch):
-  """A layer is read after the one before it has been let go. (An unstacked leaf on a CPU is the tensor that was read.)"""
+  """A layer is read after the one before was let go. (An unstacked leaf on a CPU is the tensor that was read.)"""
   alive = []
   read = weight_files.WeightFiles.read
 

@@ -31,11 +31,11 @@ from veojax.zoo.weight_table import Rule, drop
 
 # Fields of config.json that do not change what the encoder computes.
 IGNORED = frozenset((
-    'architectures', 'bos_token_id', 'classifier_dropout', 'decoder_start_token_id', 'dense_act_fn', 'dropout_rate', 'dtype',
-    'eos_token_id', 'gradient_checkpointing', 'initializer_factor', 'is_decoder', 'is_encoder_decoder', 'is_gated_act',
-    'n_positions', 'num_decoder_layers', 'output_past', 'pad_token_id', 'scalable_attention', 'scale_decoder_outputs',
-    'task_specific_params', 'tie_word_embeddings', 'tokenizer_class', 'torch_dtype', 'transformers_version', 'use_cache',
-    '_name_or_path'))
+    '_name_or_path', 'architectures', 'bos_token_id', 'classifier_dropout', 'decoder_start_token_id', 'dense_act_fn',
+    'dropout_rate', 'dtype', 'eos_token_id', 'gradient_checkpointing', 'initializer_factor', 'is_decoder',
+    'is_encoder_decoder', 'is_gated_act', 'n_positions', 'num_decoder_layers', 'output_past', 'pad_token_id',
+    'scalable_attention', 'scale_decoder_outputs', 'task_specific_params', 'tie_word_embeddings', 'tokenizer_class',
+    'torch_dtype', 'transformers_version', 'use_cache'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,8 @@ def buckets(length: int, config: T5Config) -> np.ndarray:
   distance = np.abs(offset)
   # In float32, as the model was trained: distances on an edge between buckets fall where float32 puts them.
   octave = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
-  wide = exact + (octave / np.float32(math.log(config.relative_attention_max_distance / exact)) * (half - exact)).astype(int)
+  widest = np.float32(math.log(config.relative_attention_max_distance / exact))
+  wide = exact + (octave / widest * (half - exact)).astype(int)
   near = np.where(distance < exact, distance, np.minimum(wide, half - 1))
   return (near + half * (offset > 0)).astype(np.int32)
 
@@ -201,7 +202,10 @@ class TextModel:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32[B, max_length, D] and mask bool[B, max_length], True at tokens; longer texts lose their tail."""
+    """Embeddings float32[B, max_length, D] and mask bool[B, max_length], True at tokens.
+
+    A text that is too long loses its tail but keeps its end.
+    """
     if isinstance(texts, str) or not texts:
       raise ValueError(f'texts={texts!r}; give a list of at least one text')
     mesh = jax.sharding.get_abstract_mesh()
@@ -219,14 +223,14 @@ class TextModel:
 def load(folder, tokenizer=None, dtype: Literal['float32', 'bfloat16'] = 'float32') -> TextModel:
   """The encoder of a published folder. `tokenizer` is the path of its spiece.model where that lies elsewhere.
 
-  ValueError for a missing or damaged file, for a field of config.json that is not known, and for weights that do not fit.
+  ValueError for a missing or damaged file, an unknown field of config.json, and weights that do not fit.
   """
   folder = pathlib.Path(folder)
   config = read_config(folder / 'config.json')
   vocabulary = Tokenizer.load(tokenizer or folder / 'spiece.model')
   if vocabulary.vocab_size > config.vocab_size:
-    raise ValueError(f'the tokenizer of {folder} has {vocabulary.vocab_size} pieces and the encoder embeds {config.vocab_size};'
-                     ' give the spiece.model that belongs to these weights')
+    raise ValueError(f'the tokenizer of {folder} has {vocabulary.vocab_size} pieces and the encoder embeds '
+                     f'{config.vocab_size}; give the spiece.model that belongs to these weights')
   shapes = jax.eval_shape(lambda key: ENCODERS[config.model_type](config, rngs=nnx.Rngs(key)), jax.random.key(0))
   return TextModel(weight_table.load(folder, TABLES[config.model_type], shapes), vocabulary, dtype)
 

@@ -1,8 +1,8 @@
 """TAEF2: a tiny autoencoder between pixels and FLUX.2's latents (madebyollin/taesd), and a codec of clips made of it.
 
-Each frame stands alone: a latent cell of 32 channels is 8 × 8 pixels of one frame. Pixels lie in [0, 1]. The published
-latents are near unit size as they are; `mean_C` and `std_C` are zero and one unless measured. The decoder bounds what it
-is given to ±3. The blocks nearest the latents norm over the whole frame, so frames are not cut into tiles.
+Each frame stands alone: a latent cell of 32 channels is 8 × 8 pixels of one frame. Pixels lie in [0, 1]. Latents are
+left as published, `mean_C` zero and `std_C` one, unless statistics are given. The decoder bounds them to ±3. The blocks
+nearest the latents norm over the whole frame, so frames are not cut into tiles.
 """
 import dataclasses
 import functools
@@ -88,7 +88,8 @@ class TAEF2(nnx.Module):
   def __init__(self, cfg: TAEF2Config, *, rngs: nnx.Rngs):
     self.cfg = cfg
     stages = lambda sizes, coarse: nnx.List([nnx.List([
-        (NormedBlock if i == coarse else Block)(cfg.width, rngs=rngs) for _ in range(size)]) for i, size in enumerate(sizes)])
+        (NormedBlock if i == coarse else Block)(cfg.width, rngs=rngs) for _ in range(size)])
+        for i, size in enumerate(sizes)])
     self.from_pixels = SpatialConv(3, cfg.width, rngs=rngs)
     self.encoder = stages((1, BLOCKS, BLOCKS, BLOCKS), 3)
     self.down = nnx.List([UnbiasedConv(cfg.width, 2, rngs=rngs) for _ in range(3)])
@@ -124,8 +125,9 @@ def _block_rules(source: str, target: str, normed: bool) -> list[Rule]:
     rules += [Rule(f'{source}.conv.{2 * i}.weight', f'{target}.convs.{i}.kernel', CONV),
               Rule(f'{source}.conv.{2 * i}.bias', f'{target}.convs.{i}.bias')]
   return rules + normed * [
-      Rule(f'{source}.pool.0.weight', f'{target}.widen', pointwise(2)), Rule(f'{source}.pool.1.weight', f'{target}.scale'),
-      Rule(f'{source}.pool.1.bias', f'{target}.bias'), Rule(f'{source}.pool.3.weight', f'{target}.narrow', pointwise(2))]
+      Rule(f'{source}.pool.0.weight', f'{target}.widen', pointwise(2)),
+      Rule(f'{source}.pool.1.weight', f'{target}.scale'), Rule(f'{source}.pool.1.bias', f'{target}.bias'),
+      Rule(f'{source}.pool.3.weight', f'{target}.narrow', pointwise(2))]
 
 
 def _table() -> tuple[Rule, ...]:
@@ -218,7 +220,7 @@ class FrameCodec(codec_file.Stored):
 
 
 def load(source, mean_C=None, std_C=None, chunk: int = 4) -> FrameCodec:
-  """The codec of published weights, a .safetensors file or its folder; statistics of latents zero and one if not given."""
+  """The codec of published weights: a .safetensors file or its folder."""
   cfg = TAEF2Config()
   shapes = jax.eval_shape(lambda key: TAEF2(cfg, rngs=nnx.Rngs(key)), jax.random.key(0))
   mean_C = np.zeros(cfg.latent_channels, np.float32) if mean_C is None else np.asarray(mean_C, np.float32)

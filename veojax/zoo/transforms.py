@@ -34,7 +34,8 @@ def _channels_first(x):
 SAME = Transform('same', lambda x: x, lambda x: x)
 FLAT = Transform('flat', lambda x: x, lambda x: x.reshape(-1))  # a bias (N·K) to [N, K]
 LINEAR = Transform('linear', lambda x: x.T, lambda x: x.reshape(len(x), -1).T)  # to [D, F], or split as [D, N, K]
-LINEAR_FROM_HEADS = Transform('linear from heads', lambda x: x.T, lambda x: x.reshape(-1, x.shape[-1]).T)  # to [N, K, D]
+LINEAR_FROM_HEADS = Transform(  # to [N, K, D]
+    'linear from heads', lambda x: x.T, lambda x: x.reshape(-1, x.shape[-1]).T)
 CONV = Transform('convolution', _channels_last, _channels_first)  # over one, two or three dims
 
 

@@ -1,4 +1,4 @@
-"""Safetensors as they are published: one file, or a folder with one file or with shards and their index. Never a pickle."""
+"""Safetensors as they are published: a file, or a folder with one file or with shards and their index. No pickles."""
 import contextlib
 import json
 import pathlib
@@ -63,7 +63,8 @@ def _paths(source: pathlib.Path) -> list[pathlib.Path]:
                      'or a folder of its own')
   if not files:
     pickles = sorted(p for p in source.iterdir() if p.suffix in PICKLES)
-    raise ValueError(_pickle(pickles[0]) if pickles else f'{source} holds no .safetensors; give the folder of the weights')
+    raise ValueError(_pickle(pickles[0]) if pickles else
+                     f'{source} holds no .safetensors; give the folder of the weights')
   return files
 
 

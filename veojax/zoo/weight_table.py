@@ -216,7 +216,7 @@ def _exists(shapes, place: Place) -> bool:
 
 
 def _put(leaf, value: np.ndarray, layer: int | None, shape):
-  """`leaf` with `value` in it, in the dtype of the file and laid out as `shape`; the leaf is made with its first layer."""
+  """`leaf`, made with its first layer, with `value` in it: in the dtype of the file, laid out as `shape`."""
   spec = shape.sharding.spec if isinstance(shape.sharding, NamedSharding) else P()
   if layer is None:
     return _lay_out(value, spec)
