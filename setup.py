@@ -28,6 +28,8 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'gpu': ['jax[cuda12]>=0.10'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13'],
+        # PyTorch's own models, against which the imported ones are tested.
+        'parity': ['torch==2.13.0', 'transformers==5.23.0'],
         'colab': ['mediapy>=1.2', 'treescope>=0.1.9', 'ipywidgets>=8'],
     },
 )

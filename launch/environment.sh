@@ -13,15 +13,16 @@ find_python() {
   return 1
 }
 
-# environment FOLDER [EXTRA]: makes FOLDER and installs the project with the extra, unless that is done already.
+# environment FOLDER [EXTRAS]: makes FOLDER and installs the project with the extras, unless that is done already.
+# Fails, and leaves no stamp, where the installation fails.
 environment() {
-  local folder=$1 extra=${2:-} python stamp
-  stamp=$(cat setup.py pyproject.toml | cksum)
+  local folder=$1 extras=${2:-} python stamp
+  stamp=$(cat setup.py pyproject.toml | cksum)$extras
   [ -f "$folder/stamp" ] && [ "$(cat "$folder/stamp")" = "$stamp" ] && return
-  python=$(find_python)
+  python=$(find_python) || return
   echo "installing into $folder with $("$python" --version)"
-  "$python" -m venv "$folder"
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-  "$folder/bin/python" -m pip install --disable-pip-version-check --progress-bar on --quiet --editable ".${extra:+[$extra]}"
+  "$python" -m venv "$folder" || return
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || return
+  "$folder/bin/python" -m pip install --disable-pip-version-check --progress-bar on --quiet --editable ".${extras:+[$extras]}" || return
   echo "$stamp" > "$folder/stamp"
 }

@@ -15,8 +15,11 @@ ALLOWED = {
     'models': {'types', 'sharding', 'config'},
     'generation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
     'training': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation'},
-    'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'cli'},
-    'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'evaluation'},
+    'zoo': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
+    'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
+                   'cli'},
+    'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
+            'evaluation'},
 }
 FILES = sorted((ROOT / 'veojax').rglob('*.py'))
 

@@ -21,6 +21,7 @@ BLD = P(ROWS, 'context', None)
 BLNK = P(ROWS, 'context', 'tensor', None)
 BSNK = P(ROWS, None, 'tensor', None)
 BLF = P(ROWS, 'context', 'tensor')
+BSF = P(ROWS, None, 'tensor')
 
 # Parameters, named by their dims.
 D_NK = P('fsdp', 'tensor', None)
