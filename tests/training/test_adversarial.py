@@ -241,7 +241,8 @@ def folder(tmp_path_factory):
   config = prepare.PrepareConfig(num_clips=8, world=world, vocab_size=400, validation_fraction=0.2)
   prepare.prepare('world', folder / 'data', config=config, workers=1, progress=False)
   rng, flat = np.random.default_rng(0), {}
-  for n, (inputs, outputs, side) in zip((0, 3, 6, 8, 10), ((3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3))):
+  sizes = (3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3)
+  for n, (inputs, outputs, side) in zip((0, 3, 6, 8, 10), sizes, strict=True):
     flat[f'features.{n}.weight'] = rng.standard_normal((outputs, inputs, side, side), np.float32) / (inputs * side ** 2) ** 0.5
     flat[f'features.{n}.bias'] = np.zeros(outputs, np.float32)
   safetensors.numpy.save_file(flat, folder / 'alexnet.safetensors')
