@@ -17,6 +17,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=setuptools.find_packages(include=['veojax', 'veojax.*']),
+    package_data={'veojax': ['weights/*']},
     entry_points={'console_scripts': ['veojax = veojax.cli:main']},
     install_requires=[
         'jax>=0.10', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'grain>=0.2.16',

@@ -14,6 +14,6 @@ def get_config():
       'loss': {'stft': 0.1, 'fft_sizes': (64, 256, 1024), 'kl': 1e-4},
       'evaluation_clips': 64,
       'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 50, 'final_share': 0.01},
-      'loop': {'num_steps': 6000, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
-               'sample_every': 6000, 'save_every': 1000},
+      'loop': {'num_steps': 5000, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
+               'sample_every': 5000, 'save_every': 1000},
   })

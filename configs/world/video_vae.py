@@ -18,6 +18,6 @@ def get_config():
       'tile': 64,
       'evaluation_clips': 64,
       'optimizer': {'kind': 'muon', 'learning_rate': 5e-3, 'warmup_steps': 50, 'final_share': 0.01},
-      'loop': {'num_steps': 8000, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
-               'sample_every': 8000, 'save_every': 1000},
+      'loop': {'num_steps': 5500, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
+               'sample_every': 5500, 'save_every': 1000},
   })

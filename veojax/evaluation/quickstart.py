@@ -13,7 +13,7 @@ import time
 from rich import console, progress
 
 from veojax import cli
-from veojax.evaluation import page, world_score
+from veojax.evaluation import page, round_trip, world_score
 from veojax.generation import model as models
 from veojax.training import heldout, journal
 
@@ -49,7 +49,7 @@ def main(run: str, data: str, folder: str):
   clip = model.generate(PROMPT)
   clip.save(out / 'clip.mp4')
   truth = [dataset[i] for i in range(len(texts))]
-  codec = [reconstructed(model, t) for t in truth]
+  codec = [round_trip.through(t, model.video_codec, model.audio_codec) for t in truth]
   scores = {'generated': world_score.compare(clips, texts), 'ground truth through the codec': world_score.compare(codec, texts),
             'ground truth': world_score.compare(truth, texts)}
   write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [PROMPT, *texts[:SHOWN - 1]], truth, codec,
@@ -57,13 +57,6 @@ def main(run: str, data: str, folder: str):
   generated = scores['generated']
   console.Console().print(f'captions: own {generated["own"]:.3f}, shuffled {generated["shuffled"]:.3f}; '
                           f'{out / "clip.mp4"} and {out / "report.html"} are written', highlight=False, soft_wrap=True)
-
-
-def reconstructed(model, clip):
-  """A clip through the model's codecs and back."""
-  video = model.video_codec.decode(model.video_codec.encode(clip.video), *clip.video.shape[:3])
-  audio = model.audio_codec.decode(model.audio_codec.encode(clip.audio), len(clip.audio))
-  return type(clip)(video=video, audio=audio, fps=clip.fps, sample_rate=clip.sample_rate)
 
 
 def write_page(path, run, data, model, clips, texts, truth, codec, scores, seconds):

@@ -2,7 +2,7 @@
 
     python -m veojax.evaluation.round_trip VIDEO_CODEC AUDIO_CODEC DATA [--num_clips=200]
 
-VIDEO_CODEC and AUDIO_CODEC are codec.safetensors files; DATA is a prepared world, whose held-out split is measured. Scores
+VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files; DATA is a prepared world, whose held-out split is measured. Scores
 in [0, 1] are compared by their difference, errors by their ratio; 95 % intervals by bootstrap over the clips.
 """
 import dataclasses
@@ -13,6 +13,7 @@ from rich import console, progress
 
 from veojax.data import pipeline
 from veojax.evaluation import sound_parser, world_laws, world_score
+from veojax.models import codec_file
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
 from veojax.training import heldout
@@ -91,7 +92,7 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
   from veojax import cli
   cli.enable_compilation_cache()
-  codecs = VideoCodec.load(video_codec), AudioCodec.load(audio_codec)
+  codecs = VideoCodec.load(codec_file.locate(video_codec, 'video')), AudioCodec.load(codec_file.locate(audio_codec, 'audio'))
   dataset = heldout.split(data)
   num = min(len(dataset), int(cli.options(list(options)).get('num_clips', 200)))
   clips = [dataset[i] for i in range(num)]

@@ -1,6 +1,7 @@
 """A codec as one safetensors file: the VAE's parameters, and as JSON its configuration, its latents' statistics and settings."""
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from veojax import config as door
 from veojax.models import weights
 
 ARRAYS = ('mean_C', 'std_C')
+SHIPPED = pathlib.Path(__file__).resolve().parent.parent / 'weights'  # what the project has trained itself, with a card
 
 
 class Stored:
@@ -28,8 +30,19 @@ class Stored:
     """Sixteen hex digits that change with anything that changes the latents."""
     return self._fingerprint
 
-  def save(self, path):
-    save(path, self)
+  def save(self, path, dtype=None):
+    """Writes the codec as one file; dtype np.float16 halves it, and rounds the weights."""
+    save(path, self, dtype)
+
+
+def locate(name, kind: str) -> pathlib.Path:
+  """The file that a codec's name stands for: of a codec that comes with the package ('world'), of a finished run's folder, or
+  itself. kind: 'video' or 'audio'."""
+  shipped = SHIPPED / f'{name}_{kind}_vae.safetensors'
+  if shipped.exists():
+    return shipped
+  path = pathlib.Path(name)
+  return path / 'codec.safetensors' if path.is_dir() else path
 
 
 def metadata(codec) -> dict:
@@ -39,8 +52,8 @@ def metadata(codec) -> dict:
           **{name: np.asarray(getattr(codec, name), np.float64).tolist() for name in ARRAYS}}
 
 
-def save(path, codec):
-  weights.save(path, codec.vae, metadata(codec))
+def save(path, codec, dtype=None):
+  weights.save(path, codec.vae, metadata(codec), dtype)
 
 
 def load(path, codec_class, vae_class, config_class):
@@ -51,7 +64,7 @@ def load(path, codec_class, vae_class, config_class):
                      'give the file of the other codec')
   config = door.build(config_class, stored['config'], 'codec')
   vae = jax.eval_shape(lambda key: vae_class(config, rngs=nnx.Rngs(key)), jax.random.key(0))
-  vae = jax.tree.map(jnp.asarray, weights.replace(vae, flat))
+  vae = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights.replace(vae, flat))
   return codec_class(vae, *(np.array(stored[name], np.float32) for name in ARRAYS), **stored['settings'])
 
 

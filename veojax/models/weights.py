@@ -35,10 +35,10 @@ def replace(tree, flat: dict):
   return jax.tree.unflatten(jax.tree.structure(tree), [flat[n] for n in wanted])
 
 
-def save(path, tree, metadata: dict):
-  """Writes safetensors, float32 as it is; `metadata` as JSON under the key 'veojax'. Atomic."""
+def save(path, tree, metadata: dict, dtype=None):
+  """Writes safetensors, in `dtype` where one is given; `metadata` as JSON under the key 'veojax'. Atomic."""
   path = pathlib.Path(path)
-  arrays = {n: np.ascontiguousarray(np.asarray(a)) for n, a in names(tree).items()}
+  arrays = {n: np.ascontiguousarray(np.asarray(a, dtype)) for n, a in names(tree).items()}
   partial = path.with_suffix('.partial')
   safetensors.numpy.save_file(arrays, partial, metadata={'veojax': json.dumps(metadata)})
   partial.replace(path)

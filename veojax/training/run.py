@@ -8,6 +8,7 @@ from rich import console
 
 from veojax import config as door
 from veojax import sharding
+from veojax.models import codec_file
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
 from veojax.training import journal, loop
@@ -98,4 +99,4 @@ def codec_of(config: TransformerRun, workdir: pathlib.Path, kind: str):
     inner = build(read_config(path))
     train(dataclasses.replace(inner, data=inner.data or config.data), workdir / f'{kind}_vae')
     path = workdir / f'{kind}_vae'
-  return CODECS[kind].load(path / 'codec.safetensors' if path.is_dir() else path)
+  return CODECS[kind].load(codec_file.locate(path, kind))

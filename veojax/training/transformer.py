@@ -31,8 +31,8 @@ from veojax.training.optimizer import OptimizerConfig
 class TransformerRun:
   """configs/*.py as a dataclass.
 
-  video_codec, audio_codec: a codec's config file, trained first inside the run; or the folder of a finished codec run; or a
-  codec.safetensors. An empty audio_codec makes a model without sound.
+  video_codec, audio_codec: a codec that comes with the package ('world'); or a codec's config file, trained first inside the
+  run; or the folder of a finished codec run; or a codec.safetensors. An empty audio_codec makes a model without sound.
   latents: 'cached' encodes every clip once, before the training; 'on_the_fly' whenever it is read.
   """
   stage: Literal['transformer']
