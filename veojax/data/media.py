@@ -7,16 +7,16 @@ sounds at start + n / sample_rate. The picture sets the length: sound is cut the
 PyAV (ffmpeg) decodes; nothing here depends on a file's name.
 """
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from veojax.data import media_tags
 from veojax.data.media_picture import FrameConverter, FrameSampler, display_size
 from veojax.data.media_sound import SoundTrack, mix, resample
-from veojax.data.media_source import SEEKABLE, MediaError, Source, opened
+from veojax.data.media_source import SEEKABLE, MediaError, Source, open_file, opened
 from veojax.data.media_write import FORMATS, encode, write
 from veojax.types import Clip
 
@@ -43,14 +43,14 @@ class MediaInfo:
   num_frames: int = 0
   sample_rate: int = 0
   channels: int = 0
-  metadata: dict = dataclasses.field(default_factory=dict)  # what `write` was given, for files it wrote
+  tags: dict[str, str] = dataclasses.field(default_factory=dict)  # those of `media_tags.NAMES` that the file has
 
 
 def probe(source) -> MediaInfo:
   """Opens `source` (a path or bytes) and decodes its first frame and piece of sound; MediaError where it cannot."""
   with opened(source, threads=1) as media:
     heads = _heads(media)
-    info = {'kind': 'audio', 'metadata': _metadata(media)}
+    info = {'kind': 'audio', 'tags': _tags(media, source)}
     if media.audio is not None:
       sound = heads[media.audio][0]
       info |= dict(has_audio=True, sample_rate=sound.sample_rate, channels=len(sound.layout.channels))
@@ -151,13 +151,15 @@ def _heads(media: Source) -> dict:
   return heads
 
 
-def _metadata(media: Source) -> dict:
-  tags = {key.lower(): value for key, value in media.container.metadata.items()}
-  try:
-    value = json.loads(tags.get('comment', ''))
-  except ValueError:
-    return {}
-  return value if isinstance(value, dict) else {}
+def _tags(media: Source, source) -> dict[str, str]:
+  if media.format == 'png_pipe':
+    _, file, _ = open_file(source)
+    with file:
+      return media_tags.from_png(file)
+  tags = {name.lower(): text for name, text in media.container.metadata.items()}
+  if media.format == 'gif' and 'comment' in tags:
+    return media_tags.from_gif(tags['comment'])
+  return {name: tags[name] for name in media_tags.NAMES if name in tags}
 
 
 def _duration(media: Source) -> float:

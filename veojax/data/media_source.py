@@ -153,7 +153,8 @@ class Source:
       raise self.error(f'corrupt: {self.damaged} of {self.packets} packets cannot be decoded')
 
 
-def _open_file(source) -> tuple[str, object, int]:
+def open_file(source) -> tuple[str, object, int]:
+  """(name, open file, bytes) of a path or of the bytes themselves. MediaError where it is no regular file."""
   if isinstance(source, (bytes, bytearray, memoryview)):
     return f'<{len(source)} bytes>', io.BytesIO(source), len(source)
   name = os.fspath(source)
@@ -173,7 +174,7 @@ def opened(source, threads: int = 0) -> Iterator[Source]:
 
   Whatever fails inside the block becomes a MediaError of one line.
   """
-  name, file, size = _open_file(source)
+  name, file, size = open_file(source)
   with file:
     if not size:
       raise MediaError(f'{name}: the file is empty')

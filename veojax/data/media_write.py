@@ -3,10 +3,10 @@
 Frame k is stamped k / fps, sample 0 stands at time 0, and the encoders' delays are written where players look for them.
 The picture is never cut: shorter sound is continued with silence. Colours are BT.709, limited range, and marked so.
 In mp4 and webm odd sizes grow by one pixel (4:2:0 needs even ones). A file appears whole under its name or not at all.
+Which tags each format carries, and where: `media_tags`.
 """
 import errno
 import io
-import json
 import os
 import threading
 from fractions import Fraction
@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Colorspace, Interpolation, VideoReformatter
 
+from veojax.data import media_tags
 from veojax.data.media_sound import LAYOUTS, mix, resample
 from veojax.data.media_source import MediaError
 from veojax.types import Clip
@@ -27,10 +28,11 @@ BITS_PER_SECOND = 96_000  # of sound, per channel: transparent for AAC and Opus
 GIF_FPS = 50  # browsers slow down anything faster
 
 
-def write(path, clip: Clip, *, metadata: dict | None = None, crf: int = 18):
+def write(path, clip: Clip, *, tags: dict[str, str] | None = None, crf: int = 18):
   """Writes `clip` in the format that the path's ending names; an existing file is replaced by a whole one.
 
-  metadata: anything JSON holds; stands in the file's comment (not in gif and png) and is given back by `probe`.
+  tags: title, artist, comment, description, software, of which mp4 carries no software, flac no description and wav
+  neither; what a format does not carry is left out, the rest is given back by `probe`. ValueError for any other name.
   crf: H.264's scale of quality, 0 lossless to 51; 18 looks like the original. MediaError where the clip cannot be
   written so, or the disk refuses.
   """
@@ -42,7 +44,7 @@ def write(path, clip: Clip, *, metadata: dict | None = None, crf: int = 18):
   try:
     try:
       with open(draft, 'wb') as file:
-        _mux(file, draft, clip, format, metadata, crf)
+        _mux(file, draft, clip, format, tags, crf)
       os.replace(draft, path)
     finally:
       if os.path.exists(draft):
@@ -65,11 +67,11 @@ def check_path(path) -> tuple[str, str]:
   return path, format
 
 
-def encode(clip: Clip, format: str = 'mp4', *, metadata: dict | None = None, crf: int = 18) -> bytes:
+def encode(clip: Clip, format: str = 'mp4', *, tags: dict[str, str] | None = None, crf: int = 18) -> bytes:
   """The bytes of the file that `write` would make (an mp4's index then stands at its end)."""
   _check(clip, format, format)
   file = io.BytesIO()
-  _mux(file, None, clip, format, metadata, crf)
+  _mux(file, None, clip, format, tags, crf)
   return file.getvalue()
 
 
@@ -114,10 +116,14 @@ class _Output:
     return open(self.path, 'rb')
 
 
-def _mux(file, path, clip: Clip, format: str, metadata, crf: int):
+def _mux(file, path, clip: Clip, format: str, tags, crf: int):
+  tags = media_tags.fitting(tags, format)
   picture_codec, sound_codec = FORMATS[format]
   if format == 'png':
-    file.write(_png(clip.video[0]))
+    file.write(media_tags.into_png(_png(clip.video[0]), tags))
+    return
+  if format == 'gif' and tags:
+    file.write(media_tags.into_gif(encode(clip, 'gif'), tags))
     return
   output = _Output(file, path)
   options, reopen = {}, None
@@ -127,8 +133,7 @@ def _mux(file, path, clip: Clip, format: str, metadata, crf: int):
     options = {'final_delay': str(_gif_ticks(clip)[-1] - _gif_ticks(clip)[-2])}
   try:
     with av.open(output, 'w', format=format, options=options, io_open=reopen, buffer_size=1 << 17) as container:
-      if metadata:
-        container.metadata['comment'] = json.dumps(metadata)
+      container.metadata.update(tags)
       picture = sound = None
       if picture_codec and clip.video is not None:
         picture = _picture_stream(container, picture_codec, clip, crf)
