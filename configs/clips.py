@@ -1,7 +1,7 @@
 """Your own clips with captions, learned by heart: a small text → video + sound model of a folder of media.
 
-  veojax prepare --source FOLDER --output data/clips --fps=8 --height=48 --width=64 --sample_rate=16000 --channels=2 \
-    --max_seconds=2.125 --validation_fraction=0 --vocab_size=600
+  veojax prepare --source FOLDER --output data/clips --fps=8 --height=48 --width=64 --sample_rate=16000 \
+    --channels=2 --loudness=-23 --max_seconds=2.125 --validation_fraction=0 --vocab_size=600
   veojax train --config configs/clips.py --workdir runs/clips --config.data=data/clips
 
 The codecs are trained first, inside the same work directory. Meant for some dozens of short clips on a laptop.

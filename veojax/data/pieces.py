@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from veojax.data import datasets, scenes, workers
+from veojax.data import datasets, loudness, scenes, workers
 from veojax.data.sources import Entry
 from veojax.types import Clip
 
@@ -179,7 +179,8 @@ def _media(entry: Entry, config, clip: Clip, whole: bool) -> bytes | None:
   """What to store compressed: the file itself where the clip is all of it and nothing of it was changed."""
   if config.store == 'decoded':
     return None
-  changes = (config.fps, config.height, config.width, config.max_side, config.sample_rate, config.channels, entry.audio)
+  changes = (config.fps, config.height, config.width, config.max_side, config.sample_rate, config.channels,
+             config.loudness, entry.audio)
   if whole and not any(changes) and entry.size <= VERBATIM_BYTES:
     with open(entry.path, 'rb') as file:
       return file.read()
@@ -207,6 +208,8 @@ def _clips(entry: Entry, config, threads: int, piece: Piece) -> Iterator[tuple[f
     if clip.video is not None and clip.video.size < 4:
       piece.rejected.append(('a single pixel', place))
       continue
+    if clip.audio is not None and config.loudness is not None:
+      clip = dataclasses.replace(clip, audio=loudness.normalised(clip.audio, config.loudness))
     yield start, clip, whole
     workers.report(0.5 + 0.5 * end / length)
 

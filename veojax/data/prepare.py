@@ -34,6 +34,7 @@ class PrepareConfig:
     of it was changed, H.264 and AAC otherwise.
   fps, height, width, max_side, sample_rate, channels: as in `media.read`; of these, those of size and rate that are
     given also replace the world's.
+  loudness: dB of full scale (root mean square) that every clip's sound is brought to, without clipping.
   scene_threshold: mean difference of pixels, in [0, 1], that is a cut; 0 looks for none.
   min_seconds, max_seconds: shorter clips are rejected, longer ones cut into equal parts.
   validation_fraction: of the files (or scenes) that have a clip; with 0 there is no validation split. Clips of one file
@@ -47,6 +48,7 @@ class PrepareConfig:
   max_side: int | None = None
   sample_rate: int | None = None
   channels: int | None = None
+  loudness: float | int | None = None
   min_seconds: float | int = 0.5
   max_seconds: float | int = 10.0
   scene_threshold: float | int = 0.1
@@ -75,6 +77,8 @@ class PrepareConfig:
       raise ValueError(f'time_limit={self.time_limit}; give seconds above 0')
     if self.tokenizer is None and self.vocab_size < SMALLEST_VOCABULARY:
       raise ValueError(f'vocab_size={self.vocab_size}; give at least {SMALLEST_VOCABULARY}, for the bytes')
+    if self.loudness is not None and not self.loudness <= 0:
+      raise ValueError(f'loudness={self.loudness}; give decibels of full scale, 0 or less, such as -23')
     for name in ('fps', 'height', 'width', 'max_side', 'sample_rate', 'channels'):
       value = getattr(self, name)
       if value is not None and not value > 0:

@@ -33,9 +33,18 @@ def through(clip: Clip, video_codec: VideoCodec, audio_codec: AudioCodec) -> Cli
   return dataclasses.replace(clip, video=video, audio=audio)
 
 
-def squared_error(a: np.ndarray, b: np.ndarray) -> float:
-  """Mean squared difference of uint8 pictures, in units of 255."""
-  return float(np.mean(np.square(a.astype(np.float32) - b)) / 255 ** 2)
+def psnr(clips: list[Clip], made: list[Clip]) -> float:
+  """Peak signal-to-noise ratio in dB of the pictures, by the mean over clips of their mean squared errors."""
+  errors = [np.mean(np.square(a.video.astype(np.float32) - b.video)) for a, b in zip(clips, made)]
+  return float(10 * np.log10(255 ** 2 / max(np.mean(errors), 1e-12)))
+
+
+def sdr(clips: list[Clip], made: list[Clip]) -> float:
+  """Signal-to-distortion ratio in dB of the sounds, by the energies of all clips together."""
+  pairs = [(a.audio, b.audio) for a, b in zip(clips, made) if a.audio is not None]
+  signal, noise = (sum(float(np.sum(np.square(x))) for x in part) for part in
+                   ([a for a, _ in pairs], [b - a for a, b in pairs]))
+  return float(10 * np.log10(signal / max(noise, 1e-12)))
 
 
 def scores(clip: Clip) -> dict[str, float]:
@@ -71,9 +80,8 @@ def interval(values: np.ndarray, statistic=np.nanmean, num: int = 1000) -> tuple
 
 
 def measure(clips: list[Clip], made: list[Clip]) -> dict:
-  """psnr in dB over all clips; {name: (truth, round trip, low, high, number of clips)} as `scores`, the interval being that of
+  """psnr and sdr in dB; {name: (truth, round trip, low, high, number of clips)} as `scores`, the interval being that of
   the round trip; and {name: values} of every onset as `sound`."""
-  errors = np.array([squared_error(a.video, b.video) for a, b in zip(clips, made)])
   pairs = [(scores(a), scores(b)) for a, b in zip(clips, made)]
   table = {}
   for name in dict.fromkeys(name for pair in pairs for name in pair[0]):
@@ -86,7 +94,7 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
     if a.audio is not None:
       for name, values in sound_scores(a, b).items():
         sound.setdefault(name, []).extend(values)
-  return {'psnr': float(-10 * np.log10(errors.mean())), 'scores': table, 'sound': sound}
+  return {'psnr': psnr(clips, made), 'sdr': sdr(clips, made), 'scores': table, 'sound': sound}
 
 
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
@@ -99,7 +107,7 @@ def main(video_codec: str, audio_codec: str, data: str, *options: str):
   made = [through(clip, *codecs) for clip in progress.track(clips, 'through the codecs')]
   result = measure(clips, made)
   out = console.Console(width=100)
-  out.print(f'PSNR {result["psnr"]:.2f} dB over {num} clips of {clips[0].video.shape}', highlight=False)
+  out.print(f'PSNR {result["psnr"]:.2f} dB, SDR {result["sdr"]:.2f} dB over {num} clips of {clips[0].video.shape}', highlight=False)
   for name, (truth, trip, low, high, count) in result['scores'].items():
     change = f'ratio {trip / truth:.2f}' if name in ERRORS else f'difference {trip - truth:+.3f}'
     out.print(f'{name:22} truth {truth:.4f}  round trip {trip:.4f} [{low:.4f}, {high:.4f}]  {change}  ({count} clips)',
