@@ -3,7 +3,7 @@
   bash launch/quickstart.sh
   veojax train --config configs/quickstart.py --workdir quickstart/run --config.data=quickstart/data
 
-The codecs are trained first, inside the same work directory.
+The codecs are the world's, which come with the package (configs/world/).
 """
 import ml_collections
 
@@ -11,8 +11,8 @@ import ml_collections
 def get_config():
   return ml_collections.ConfigDict({
       'stage': 'transformer',
-      'video_codec': 'configs/quickstart_video_vae.py',
-      'audio_codec': 'configs/quickstart_audio_vae.py',
+      'video_codec': 'world',
+      'audio_codec': 'world',
       'dit': {
           'video_channels': 16, 'audio_channels': 64, 'width': 192, 'depth': 6, 'num_heads': 3, 'mlp_width': 512,
           'text': {'vocab_size': 600, 'width': 96, 'depth': 2, 'num_heads': 2, 'mlp_width': 256},
@@ -23,6 +23,6 @@ def get_config():
       'clip': {'num_frames': 17, 'height': 48, 'width': 48, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces',),
       'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 100, 'weight_decay': 0.01},
-      'loop': {'num_steps': 450, 'batch_size': 16, 'ema_decays': (0.99,), 'log_every': 25, 'evaluate_every': 0,
+      'loop': {'num_steps': 600, 'batch_size': 16, 'ema_decays': (0.99,), 'log_every': 25, 'evaluate_every': 0,
                'sample_every': 0, 'save_every': 150},
   })

@@ -21,6 +21,7 @@ from veojax.types import Clip
 
 ERRORS = ('pos_err', 'vel_err', 'g_err')  # everything else of `world_laws.measure` but bias_ms lies in [0, 1]
 NEAR = .05                                # seconds within which an onset of the truth is looked for again
+SAME = .01                                # seconds within which an onset is that of a recorded impact
 
 
 def through(clip: Clip, video_codec: VideoCodec, audio_codec: AudioCodec) -> Clip:
@@ -56,20 +57,24 @@ def scores(clip: Clip) -> dict[str, float]:
 
 
 def sound_scores(truth: Clip, made: Clip) -> dict[str, list[float]]:
-  """Of each onset of the truth that is found again within NEAR: 'delay_ms', its absolute shift. Of each onset: 'found', and
-  'material', whether what rings there is the same (of those whose material the parser hears rightly in the truth)."""
-  found = {'delay_ms': [], 'found': [], 'material': []}
+  """Of each impact that the parser hears in the truth: 'found', whether it is heard within NEAR; 'delay_ms', then, how far it
+  has moved; 'material', whether what rings there is the same (of those whose material the parser hears rightly in the
+  truth). Onsets that are no impact, in the noise of rolling, are left out.
+  """
+  result = {'found': [], 'delay_ms': [], 'material': []}
   heard = [sound_parser.onsets(clip.audio, clip.sample_rate) for clip in (truth, made)]
   for t in heard[0]:
+    struck = {truth.info['objects'][s['instance']]['material'] for s in truth.info['sounds'] if abs(s['time'] - t) < SAME}
+    if not struck:
+      continue
     off = np.abs(heard[1] - t).min(initial=np.inf)
-    found['found'].append(float(off <= NEAR))
+    result['found'].append(float(off <= NEAR))
     if off <= NEAR:
-      found['delay_ms'].append(1e3 * float(off))
+      result['delay_ms'].append(1e3 * float(off))
     best = [max(m, key=m.get) for m in (sound_parser.materials(c.audio, c.sample_rate, t) for c in (truth, made))]
-    struck = {truth.info['objects'][s['instance']]['material'] for s in truth.info['sounds'] if abs(s['time'] - t) < .01}
     if struck == {best[0]}:
-      found['material'].append(float(best[1] == best[0]))
-  return found
+      result['material'].append(float(best[1] == best[0]))
+  return result
 
 
 def interval(values: np.ndarray, statistic=np.nanmean, num: int = 1000) -> tuple[float, float]:
@@ -81,7 +86,7 @@ def interval(values: np.ndarray, statistic=np.nanmean, num: int = 1000) -> tuple
 
 def measure(clips: list[Clip], made: list[Clip]) -> dict:
   """psnr and sdr in dB; {name: (truth, round trip, low, high, number of clips)} as `scores`, the interval being that of
-  the round trip; and {name: values} of every onset as `sound`."""
+  the round trip; and {name: values} of every impact as `sound`."""
   pairs = [(scores(a), scores(b)) for a, b in zip(clips, made)]
   table = {}
   for name in dict.fromkeys(name for pair in pairs for name in pair[0]):
@@ -111,11 +116,11 @@ def main(video_codec: str, audio_codec: str, data: str, *options: str):
   for name, (truth, trip, low, high, count) in result['scores'].items():
     change = f'ratio {trip / truth:.2f}' if name in ERRORS else f'difference {trip - truth:+.3f}'
     out.print(f'{name:22} truth {truth:.4f}  round trip {trip:.4f} [{low:.4f}, {high:.4f}]  {change}  ({count} clips)',
-              highlight=False)
+              highlight=False, soft_wrap=True)
   sound = {name: np.array(values) for name, values in result['sound'].items()}
   if len(sound.get('delay_ms', ())):
     delay = sound['delay_ms']
-    out.print(f'onsets: {len(sound["found"])}, found again {sound["found"].mean():.3f}; shift in ms: median {np.median(delay):.2f}, '
+    out.print(f'impacts heard: {len(sound["found"])}, found again {sound["found"].mean():.3f}; shift in ms: median {np.median(delay):.2f}, '
               f'95 % below {np.percentile(delay, 95):.2f}; within 5 ms {np.mean(delay <= 5):.3f}; '
               f'same material {sound["material"].mean():.4f} of {len(sound["material"])}', highlight=False, soft_wrap=True)
   return result

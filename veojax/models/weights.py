@@ -41,6 +41,7 @@ def save(path, tree, metadata: dict, dtype=None):
   arrays = {n: np.ascontiguousarray(np.asarray(a, dtype)) for n, a in names(tree).items()}
   partial = path.with_suffix('.partial')
   safetensors.numpy.save_file(arrays, partial, metadata={'veojax': json.dumps(metadata)})
+  partial.chmod(0o644)  # safetensors makes files that nobody else may read
   partial.replace(path)
 
 
