@@ -1,5 +1,6 @@
 """The whole preparation: what is kept, what is named, and that no interruption or failure changes or loses anything."""
 import contextlib
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -77,6 +78,14 @@ def test_the_world_has_its_splits_sizes_and_captions(world):
   assert Tokenizer.load(train.tokenizer_path).decode(Tokenizer.load(train.tokenizer_path).encode('a red ball', 50))
   assert sorted(path.name for path in world.iterdir()) == [
       'index-train.npz', 'index-validation.npz', 'prepare.json', 'text.model', 'world']
+
+
+def test_rendered_clips_are_those_that_are_stored_and_take_no_room(world, tmp_path):
+  prepare('world', tmp_path / 'data', config=dataclasses.replace(WORLD, store='rendered'), workers=1, progress=False)
+  assert contents(tmp_path / 'data') == contents(world)
+  assert len(datasets.open_dataset(tmp_path / 'data')._record(0)) < 1000 < len(datasets.open_dataset(world)._record(0))
+  with pytest.raises(ValueError, match='give decoded or compressed'):
+    prepare(fill(tmp_path / 'source', 1), tmp_path / 'other', config=PrepareConfig(store='rendered'), progress=False)
 
 
 def test_a_second_time_it_is_already_prepared(world, capsys):
@@ -242,7 +251,7 @@ def test_no_folder_no_media_no_permission(tmp_path):
     dict(store='zip'), dict(max_side=64, height=32), dict(validation_fraction=1.0),
     dict(min_seconds=3, max_seconds=2),
     dict(scene_threshold=27), dict(num_clips=0), dict(time_limit=0), dict(vocab_size=10), dict(fps=-1),
-    dict(channels=0)])
+    dict(channels=0), dict(loudness=3)])
 def test_settings_that_make_no_sense_are_refused_with_their_value(setting):
   with pytest.raises(ValueError, match=f'{next(iter(setting))}={next(iter(setting.values()))!r}'):
     PrepareConfig(**setting)

@@ -6,11 +6,13 @@ OUTPUT/
   index-<split>.npz               sizes of every example, in the order of the split: what packing plans from
   prepare.json                    how it was made, and what was left out; written last, so a folder with it is whole
 
-An example holds a clip either decoded (`video`, `audio`) or as the bytes of a media file (`media`). TFDS 4.9 cannot
+An example holds a clip decoded (`video`, `audio`), or as the bytes of a media file (`media`), or, of the world, as the scene
+(also in `media`) that is rendered whenever the clip is read. TFDS 4.9 cannot
 read an empty tensor of several unknown dimensions back without TensorFlow, so an absent picture or sound is stored as a
 few zeros; `num_frames` and `num_samples` are 0 there, and they decide. An image is one frame; times are in seconds.
 """
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -27,6 +29,7 @@ VERSION = '1.0.0'
 SHARD_BYTES = 128 << 20  # TFDS holds a shard in memory while it writes one
 INDEX = {'num_frames': np.int32, 'height': np.int32, 'width': np.int32, 'fps': np.float32, 'num_samples': np.int32,
          'sample_rate': np.int32, 'channels': np.int32}
+_SCENE = b'veojax scene '  # and then JSON: the seed and the WorldConfig
 _NO_VIDEO = np.zeros((1, 1, 2, 3), np.uint8)
 _NO_AUDIO = np.zeros((1, 1), np.float32)
 _NO_MEDIA = np.zeros((0,), np.uint8)
@@ -63,6 +66,21 @@ def serialize(id: str, clip: Clip, media: bytes | None = None) -> bytes:
   return serializer.serialize_example(feature.encode_example(example))
 
 
+def scene(seed: int, world) -> bytes:
+  """What stands for a clip of the world that is rendered when it is read; world: its WorldConfig."""
+  return _SCENE + json.dumps({'seed': seed, 'world': dataclasses.asdict(world)}).encode()
+
+
+def _render(media: bytes) -> Clip:
+  from veojax.data import world_clip
+  from veojax.data.world import WorldConfig
+  stored = json.loads(media[len(_SCENE):])
+  tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in stored['world'].items()}
+  clip = world_clip.make(stored['seed'], WorldConfig(**tuples))
+  clip.info = json.loads(json.dumps(clip.info))  # as a stored clip has it
+  return clip
+
+
 @functools.cache
 def _codec():
   feature = features()
@@ -79,9 +97,12 @@ def deserialize(record: bytes) -> Clip:
     clip.video = example['video'] if num_frames else None
     clip.audio = example['audio'] if num_samples else None
     return clip
+  stored = example['media'].tobytes()
+  if stored.startswith(_SCENE):
+    return _render(stored)
   from veojax.data import media
   decoded = media.read(
-      example['media'].tobytes(), fps=clip.fps or None, sample_rate=clip.sample_rate or None,
+      stored, fps=clip.fps or None, sample_rate=clip.sample_rate or None,
       channels=example['channels'] or None)
   if num_frames:  # odd sizes were padded for the codec
     clip.video = _fit(decoded.video, num_frames)[:, :example['height'], :example['width']]

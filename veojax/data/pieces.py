@@ -140,8 +140,12 @@ def prepare(task: FileTask | WorldTask) -> dict:
 def _prepare_world(task: WorldTask, piece: Piece):
   from veojax.data import world_clip
   for number in range(task.start, task.stop):
-    clip = world_clip.make(task.seed + number, task.world)
-    piece.add(f'{task.split}-{number:08d}', clip, _encode(clip) if task.store == 'compressed' else None)
+    clip, media = world_clip.make(task.seed + number, task.world), None
+    if task.store == 'compressed':
+      media = _encode(clip)
+    elif task.store == 'rendered':
+      media, clip.info = datasets.scene(task.seed + number, task.world), {}  # comes again with the rendering
+    piece.add(f'{task.split}-{number:08d}', clip, media)
     workers.report((number + 1 - task.start) / (task.stop - task.start))
 
 

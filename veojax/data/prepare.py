@@ -31,7 +31,8 @@ class PrepareConfig:
   """How a data set is prepared. None keeps what the file has.
 
   store: 'decoded' holds pixels and samples, fast to read; 'compressed' holds media files: the file itself where nothing
-    of it was changed, H.264 and AAC otherwise.
+    of it was changed, H.264 and AAC otherwise; 'rendered', of the world only, holds no media: a clip is rendered anew
+    whenever it is read, so a data set of any number of clips fits anywhere.
   fps, height, width, max_side, sample_rate, channels: as in `media.read`; of these, those of size and rate that are
     given also replace the world's.
   loudness: dB of full scale (root mean square) that every clip's sound is brought to, without clipping.
@@ -61,8 +62,8 @@ class PrepareConfig:
   time_limit: float | int = 120.0
 
   def __post_init__(self):
-    if self.store not in ('decoded', 'compressed'):
-      raise ValueError(f'store={self.store!r}; give decoded or compressed')
+    if self.store not in ('decoded', 'compressed', 'rendered'):
+      raise ValueError(f'store={self.store!r}; give decoded, compressed or rendered')
     if self.max_side and (self.height or self.width):
       raise ValueError(f'max_side={self.max_side} beside height={self.height}, width={self.width}; give one of them')
     if not 0 <= self.validation_fraction < 1:
@@ -141,6 +142,9 @@ def prepare(source, output, *, config: PrepareConfig = PrepareConfig(), workers:
   if config.tokenizer:
     Tokenizer.load(config.tokenizer)  # a wrong path is said now and not after the work
   output, world = pathlib.Path(output), str(source) == 'world'
+  if config.store == 'rendered' and not world:
+    raise ValueError(f"store='rendered' is for the world, whose clips can be made again; give decoded or compressed for "
+                     f'{source}')
   listing = None if world else sources.list_folder(source, exclude=output)
   stamp = outputs.Stamp('world' if world else 'folder', config, None if world else listing.hash)
   with outputs.claimed(output, stamp, overwrite) as finished:
