@@ -1,4 +1,5 @@
-"""The audio codec of configs/clips.py: 16 kHz stereo, 25 latents a second. Spectra lead: real sound is noise more than tone.
+"""The audio codec of configs/clips.py: 16 kHz stereo, 25 latents a second. Spectra lead: real sound is noise more
+than tone.
 
   veojax train --config configs/clips_audio_vae.py --workdir runs/clips/audio_vae --config.data=data/clips
 """

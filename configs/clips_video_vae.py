@@ -9,7 +9,8 @@ def get_config():
   return ml_collections.ConfigDict({
       'stage': 'video_vae',
       'model': {'temporal_compression': 4, 'spatial_compression': 16, 'patch_time': 2, 'patch_size': 4,
-                'latent_channels': 64, 'widths': (64, 128, 128), 'encoder_depths': (1, 1, 1), 'decoder_depths': (1, 1, 1)},
+                'latent_channels': 64, 'widths': (64, 128, 128), 'encoder_depths': (1, 1, 1),
+                'decoder_depths': (1, 1, 1)},
       'crop': {'num_frames': 9, 'height': 48, 'width': 48},
       'l1_weight': 0.02,
       'kl_weight': 1e-6,

@@ -4,12 +4,14 @@
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+    if [ -n "$candidate" ] &&
+        "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "Python 3.11, 3.12 or 3.13 with the venv module is needed; install one, or name it: PYTHON=/path/to/python bash $0" >&2
+  echo "Python 3.11, 3.12 or 3.13 with the venv module is needed; install one, or name it:" \
+    "PYTHON=/path/to/python bash $0" >&2
   return 1
 }
 
@@ -23,6 +25,7 @@ environment() {
   echo "installing into $folder with $("$python" --version)"
   "$python" -m venv "$folder" || return
   "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || return
-  "$folder/bin/python" -m pip install --disable-pip-version-check --progress-bar on --quiet --editable ".${extras:+[$extras]}" || return
+  "$folder/bin/python" -m pip install --disable-pip-version-check --progress-bar on --quiet \
+    --editable ".${extras:+[$extras]}" || return
   echo "$stamp" > "$folder/stamp"
 }

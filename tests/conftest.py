@@ -9,7 +9,8 @@ from jaxtyping import install_import_hook
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_enable_compilation_cache', False)  # what one test compiled must not reach another, or a person's cache
+# What one test compiled must not reach another, or a person's cache.
+jax.config.update('jax_enable_compilation_cache', False)
 for name, value in (('JAX_PLATFORMS', 'cpu'), ('JAX_ENABLE_COMPILATION_CACHE', 'false')):
   os.environ[name] = value  # for the processes that tests start
 install_import_hook(['veojax.models', 'veojax.diffusion', 'veojax.training', 'veojax.generation',

@@ -18,7 +18,8 @@ def abstract_batch(config):
     empty = packing.empty_row(config.pack)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, B, *x.shape), x.dtype), empty)
   if isinstance(config, video_vae.VideoVAERun):
-    return {'video': jax.ShapeDtypeStruct((1, B, config.crop.num_frames, config.crop.height, config.crop.width, 3), jnp.uint8)}
+    return {'video': jax.ShapeDtypeStruct(
+        (1, B, config.crop.num_frames, config.crop.height, config.crop.width, 3), jnp.uint8)}
   samples = config.num_latents * config.model.hop
   return {'audio': jax.ShapeDtypeStruct((1, B, samples, config.model.channels), jnp.float32)}
 
@@ -36,8 +37,10 @@ def test_config_initialises_and_steps_abstractly(path):
   stage = unbound({'video_vae': video_vae.VideoVAEStage, 'audio_vae': audio_vae.AudioVAEStage,
                    'transformer': transformer.TransformerStage}[config.stage], config)
   tx = stage.make_optimizer()
-  state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key, len(config.loop.ema_decays)), jax.random.key(0))
-  new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decays), state, jax.random.key(0), abstract_batch(config))
+  state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key, len(config.loop.ema_decays)),
+                         jax.random.key(0))
+  new, metrics = jax.eval_shape(step.make(stage.loss, tx, config.loop.ema_decays), state, jax.random.key(0),
+                                abstract_batch(config))
   assert jax.tree.structure(new) == jax.tree.structure(state)
   assert [a.shape for a in jax.tree.leaves(new)] == [a.shape for a in jax.tree.leaves(state)]
   assert metrics['loss'].shape == ()

@@ -144,7 +144,8 @@ def generate(argv) -> int:
   parser.add_argument('--model', required=True, help='folder of a run')
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--prompt_file', '--prompt-file', help='a text file, one prompt a line; # begins a comment')
-  parser.add_argument('--output', required=True, help='.mp4 .webm .gif .wav .png; of several prompts the number is added')
+  parser.add_argument('--output', required=True,
+                      help='.mp4 .webm .gif .wav .png; of several prompts the number is added')
   parser.add_argument('--no_prompt_in_file', '--no-prompt-in-file', action='store_true',
                       help='the tags of the file then name the model and the seed, not the prompt')
   known, rest = parser.parse_known_args(argv)
@@ -211,8 +212,8 @@ def enable_compilation_cache():
 
 
 def keep_memory():
-  """glibc keeps what is freed, for the next step, instead of giving it back to the system and asking for it page by page
-  again: that was a fifth of a training step's time on a CPU. Other C libraries are left as they are."""
+  """glibc keeps what is freed, for the next step, instead of giving it back to the system and asking for it page by
+  page again: that was a fifth of a training step's time on a CPU. Other C libraries are left as they are."""
   import ctypes
   try:
     mallopt = ctypes.CDLL(None).mallopt

@@ -38,7 +38,8 @@ class Clip:
   def __post_init__(self):
     if self.video is not None:
       if self.video.dtype != np.uint8 or self.video.ndim != 4 or self.video.shape[-1] != 3 or 0 in self.video.shape:
-        raise ValueError(f'video is {self.video.dtype}{list(self.video.shape)}; give uint8[T, H, W, 3] with no empty side')
+        raise ValueError(f'video is {self.video.dtype}{list(self.video.shape)}; '
+                         'give uint8[T, H, W, 3] with no empty side')
       if not self.fps > 0:
         raise ValueError(f'a clip with picture has fps={self.fps}; give its frames per second')
     if self.audio is not None:

@@ -43,8 +43,8 @@ def main(folder, *options):
       prepare.prepare(folder, output + '/data', config=config, progress=False)
       seconds['prepare'].append(time.perf_counter() - start)
   plain, prepared = min(seconds['plain']), min(seconds['prepare'])
-  print(f'{len(files)} files, {frames} frames, {cores} cores: plain PyAV decoding {plain:.2f} s, prepare {prepared:.2f} s, '
-        f'ratio {prepared / plain:.2f} (best of 3 each)')
+  print(f'{len(files)} files, {frames} frames, {cores} cores: plain PyAV decoding {plain:.2f} s, '
+        f'prepare {prepared:.2f} s, ratio {prepared / plain:.2f} (best of 3 each)')
 
 
 if __name__ == '__main__':

@@ -25,7 +25,8 @@ class Reader(html.parser.HTMLParser):
 
 def test_a_page_holds_playable_clips_and_nothing_from_elsewhere(tmp_path):
   rng = np.random.default_rng(0)
-  clip = Clip(rng.integers(0, 256, (9, 16, 24, 3), np.uint8), rng.uniform(-.1, .1, (9000, 2)).astype(np.float32), 8.0, 8000)
+  clip = Clip(rng.integers(0, 256, (9, 16, 24, 3), np.uint8),
+              rng.uniform(-.1, .1, (9000, 2)).astype(np.float32), 8.0, 8000)
   made = page.Page('a <b> title', 'a lead')
   made.section('clips')
   made.clips([clip], ['a "quoted" <caption>'])

@@ -10,7 +10,8 @@ def clips(n, rng, size=(12, 30, 44)):
   made = []
   for i in range(n):
     tone = np.sin(2 * np.pi * (200 + 300 * i) * np.arange(16000) / 8000)[:, None].repeat(2, 1) * 0.3
-    made.append(Clip(rng.integers(0, 256, (*size, 3), np.uint8), tone.astype(np.float32) if i else None, 8.0, 8000, f'clip {i}'))
+    made.append(Clip(rng.integers(0, 256, (*size, 3), np.uint8), tone.astype(np.float32) if i else None,
+                     8.0, 8000, f'clip {i}'))
   return made
 
 
@@ -28,7 +29,8 @@ def test_clips_are_nearest_to_themselves(real):
 
 def test_exchanged_pictures_or_sounds_are_not_learned(real):
   texts = [c.text for c in real]
-  swapped = [real[0], Clip(real[2].video, real[1].audio, 8.0, 8000), Clip(real[2].video, real[3].audio, 8.0, 8000), real[3]]
+  swapped = [real[0], Clip(real[2].video, real[1].audio, 8.0, 8000),
+             Clip(real[2].video, real[3].audio, 8.0, 8000), real[3]]
   assert retrieval.learned(*retrieval.distances(swapped, texts, real)).tolist() == [True, False, False, True]
 
 

@@ -1,4 +1,5 @@
-"""The comparison with the truth: nothing changes for a codec that changes nothing; what is changed is measured as changed."""
+"""The comparison with the truth: nothing changes for a codec that changes nothing; what is changed is measured as
+changed."""
 import dataclasses
 
 import numpy as np
@@ -25,7 +26,8 @@ def test_a_codec_that_changes_nothing_scores_as_the_truth(clips):
   assert result['scores'] and all(abs(truth - trip) < 0.02 for truth, trip, *_ in result['scores'].values())
   for truth, trip, low, high, count in result['scores'].values():
     assert low <= trip <= high and 1 <= count <= len(clips)
-  assert max(result['sound']['delay_ms']) == 0 and min(result['sound']['found']) == min(result['sound']['material']) == 1
+  assert (max(result['sound']['delay_ms']) == 0
+          and min(result['sound']['found']) == min(result['sound']['material']) == 1)
 
 
 def test_a_delay_of_the_sound_is_measured(clips):

@@ -68,7 +68,8 @@ def test_each_example_is_judged_by_itself(video_discriminator, audio_discriminat
     changed = x.at[1].set(-x[1])
     for a, b in zip(*(jax.tree.leaves(judge(discriminator, y)) for y in (x, changed)), strict=True):
       np.testing.assert_allclose(a[0], b[0], atol=1e-6)
-    assert any(np.abs(a[1] - b[1]).max() > 1e-3 for a, b in zip(judge(discriminator, x)[0], judge(discriminator, changed)[0]))
+    assert any(np.abs(a[1] - b[1]).max() > 1e-3
+               for a, b in zip(judge(discriminator, x)[0], judge(discriminator, changed)[0]))
 
 
 def test_a_picture_is_judged_place_by_place(video_discriminator):
@@ -89,7 +90,8 @@ def test_sound_has_logits_of_every_resolution_and_hears_the_phase(audio_discrimi
 
 
 def test_finite_on_silence_and_flat_grey_with_finite_gradients(video_discriminator, audio_discriminator):
-  for discriminator, x in ((video_discriminator, jnp.zeros((1, 1, 8, 8, 3))), (audio_discriminator, jnp.zeros((1, 600, 2)))):
+  for discriminator, x in ((video_discriminator, jnp.zeros((1, 1, 8, 8, 3))),
+                           (audio_discriminator, jnp.zeros((1, 600, 2)))):
     slopes = jax.jit(jax.grad(lambda d, x: sum(jnp.sum(y) for y in d(x)[0]), (0, 1)))(discriminator, x)
     assert all(np.isfinite(s).all() for s in jax.tree.leaves(slopes))
 
@@ -97,7 +99,8 @@ def test_finite_on_silence_and_flat_grey_with_finite_gradients(video_discriminat
 @pytest.mark.parametrize('fft_size', [64, 512])  # both ways of the transform
 def test_the_complex_spectrum_is_scipys(fft_size):
   x = np.random.default_rng(0).normal(size=(2, 2000)).astype(np.float32)
-  _, _, want = scipy.signal.stft(x, window='hann', nperseg=fft_size, noverlap=fft_size * 3 // 4, boundary=None, padded=False)
+  _, _, want = scipy.signal.stft(x, window='hann', nperseg=fft_size, noverlap=fft_size * 3 // 4,
+                                 boundary=None, padded=False)
   real, imag = stft.stft(jnp.asarray(x), fft_size)
   np.testing.assert_allclose(real + 1j * imag, 2 * want.swapaxes(1, 2), atol=1e-5)
 

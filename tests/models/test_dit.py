@@ -95,7 +95,8 @@ def test_only_differences_of_time_turn_queries_against_keys():
   rng = np.random.default_rng(3)
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 24)), jnp.float32) for _ in 'qk')
   def logit(t_q, t_k):
-    turned = [rope.rotate(x, rope.rotation(rope.RopeConfig(), 24, jnp.full((1, 1, 3), t))) for x, t in ((q, t_q), (k, t_k))]
+    turned = [rope.rotate(x, rope.rotation(rope.RopeConfig(), 24, jnp.full((1, 1, 3), t)))
+              for x, t in ((q, t_q), (k, t_k))]
     return float(jnp.sum(turned[0] * turned[1]))
   assert logit(0.5, 0.2) == pytest.approx(logit(1.5, 1.2), abs=1e-4)
   assert logit(0.5, 0.2) != pytest.approx(logit(0.5, 0.4), abs=1e-3)

@@ -11,11 +11,13 @@ import scipy.signal
 from veojax.models import perceptual
 
 ANCHORS = pathlib.Path(__file__).resolve().parents[2].parent / 'shared' / 'anchors'
-# torchvision's `features`, written out: ('conv', outputs, side, stride, padding), ('relu',), ('pool', side); numbers count all.
+# torchvision's `features`, written out: ('conv', outputs, side, stride, padding), ('relu',), ('pool', side); numbers
+# count all.
 VGG16 = [layer for block in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
          for layer in [*(('conv', block[0], 3, 1, 1), ('relu',)) * block[1], ('pool', 2)]]
 ALEXNET = [('conv', 64, 11, 4, 2), ('relu',), ('pool', 3), ('conv', 192, 5, 1, 2), ('relu',), ('pool', 3),
-           ('conv', 384, 3, 1, 1), ('relu',), ('conv', 256, 3, 1, 1), ('relu',), ('conv', 256, 3, 1, 1), ('relu',), ('pool', 3)]
+           ('conv', 384, 3, 1, 1), ('relu',), ('conv', 256, 3, 1, 1), ('relu',), ('conv', 256, 3, 1, 1), ('relu',),
+           ('pool', 3)]
 NETWORKS = {'vgg': (VGG16, (3, 8, 15, 22, 29)), 'alex': (ALEXNET, (1, 4, 7, 9, 11))}  # the layers that LPIPS compares
 
 
@@ -109,7 +111,8 @@ def test_the_gradient_is_finite_at_equality_and_on_flat_pictures(files):
   lpips = perceptual.load(*files[1:])
   x = jnp.concatenate([jnp.asarray(pictures(1)[0]), jnp.full((1, 33, 33, 3), -0.1)])
   slope = jax.jit(jax.grad(lambda x, y: jnp.sum(lpips(x, y))))
-  np.testing.assert_allclose(slope(x, x), 0, atol=1e-7)  # what is left is rounding: the slope of another picture is near 1e-3
+  # What is left is rounding: the slope of another picture is near 1e-3.
+  np.testing.assert_allclose(slope(x, x), 0, atol=1e-7)
   assert np.isfinite(slope(jnp.zeros_like(x), x)).all()
 
 

@@ -1,4 +1,5 @@
-"""Codec against discriminator: neither trains the other, nothing before its time, zero at the truth, resumed = uninterrupted."""
+"""Codec against discriminator: neither trains the other, nothing before its time, zero at the truth,
+resumed = uninterrupted."""
 import dataclasses
 import os
 import signal
@@ -17,7 +18,8 @@ from veojax.data.world import WorldConfig
 from veojax.models import perceptual, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
-from veojax.training import adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, video_vae
+from veojax.training import (
+    adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, video_vae)
 from veojax.training.adversarial import AdversarialConfig
 
 pytestmark = pytest.mark.xdist_group('adversarial')
@@ -28,8 +30,8 @@ ON = {'weight': 0.5, 'start': 2, 'feature_weight': 2.0, 'learning_rate': 1e-3}
 VIDEO = {'stage': 'video_vae', 'crop': {'num_frames': 5, 'height': 32, 'width': 32}, 'tile': 32, 'overlap': 8,
          'evaluation_clips': 1, 'loop': LOOP, 'adversarial': ON, 'discriminator': {'patch_size': 8, 'widths': (4, 6)},
          'optimizer': {'warmup_steps': 1},
-         'model': {'temporal_compression': 4, 'spatial_compression': 8, 'patch_time': 4, 'patch_size': 8, 'latent_channels': 4,
-                   'widths': (8,), 'encoder_depths': (1,), 'decoder_depths': (1,)}}
+         'model': {'temporal_compression': 4, 'spatial_compression': 8, 'patch_time': 4, 'patch_size': 8,
+                   'latent_channels': 4, 'widths': (8,), 'encoder_depths': (1,), 'decoder_depths': (1,)}}
 AUDIO = {'stage': 'audio_vae', 'num_latents': 2, 'loss': {'fft_sizes': (64,)}, 'evaluation_clips': 1,
          'loop': {**LOOP, 'accumulate': 2},
          'adversarial': ON, 'discriminator': {'fft_sizes': (64, 128), 'width': 4, 'dilations': (1,)},
@@ -55,7 +57,8 @@ def make_stage(kind, **changes):
 def drawn(stage):
   """The stage's model with random parameters, drawn by numpy, since compiling the initialisers is slow."""
   rng = np.random.default_rng(0)
-  draw = lambda p: jnp.asarray(rng.normal(0, 0.3 if p.ndim == 1 else 0.5 * np.prod(p.shape[:-1]) ** -0.5, p.shape), p.dtype)
+  draw = lambda p: jnp.asarray(
+      rng.normal(0, 0.3 if p.ndim == 1 else 0.5 * np.prod(p.shape[:-1]) ** -0.5, p.shape), p.dtype)
   return jax.tree.map(draw, jax.eval_shape(stage.make_model, jax.random.key(0)))
 
 
@@ -121,7 +124,8 @@ def test_each_part_has_exactly_the_gradient_of_its_own_loss(kind):
   (loss, metrics), grads = jax.jit(jax.value_and_grad(stage.loss, has_aux=True))(model, batch, key, jnp.int32(2))
   codec_loss, codec_grads = jax.jit(jax.value_and_grad(own_loss_of_the_codec))(
       model['codec'], model['discriminator'], metrics['adversarial_scale'])
-  learned, learned_grads = jax.jit(jax.value_and_grad(own_loss_of_the_discriminator))(model['discriminator'], model['codec'])
+  learned, learned_grads = jax.jit(jax.value_and_grad(own_loss_of_the_discriminator))(
+      model['discriminator'], model['codec'])
   np.testing.assert_allclose(loss, codec_loss + learned, rtol=1e-5)
   assert metrics['discriminator'] > 0 and metrics['adversarial_scale'] > 0 and metrics['feature'] > 0
   for got, want in ((grads['codec'], codec_grads), (grads['discriminator'], learned_grads)):
@@ -163,7 +167,8 @@ def test_from_start_on_both_train(kind, stepped):
   first = drawn(make_stage(kind))
   state, metrics = stepped
   assert metrics['discriminator'] > 0
-  assert not same(state.model['codec'], first['codec']) and not same(state.model['discriminator'], first['discriminator'])
+  assert (not same(state.model['codec'], first['codec'])
+          and not same(state.model['discriminator'], first['discriminator']))
 
 
 def test_without_it_the_state_is_the_codecs_alone(kind):
@@ -243,7 +248,8 @@ def folder(tmp_path_factory):
   rng, flat = np.random.default_rng(0), {}
   sizes = (3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3)
   for n, (inputs, outputs, side) in zip((0, 3, 6, 8, 10), sizes, strict=True):
-    flat[f'features.{n}.weight'] = rng.standard_normal((outputs, inputs, side, side), np.float32) / (inputs * side ** 2) ** 0.5
+    flat[f'features.{n}.weight'] = (rng.standard_normal((outputs, inputs, side, side), np.float32)
+                                    / (inputs * side ** 2) ** 0.5)
     flat[f'features.{n}.bias'] = np.zeros(outputs, np.float32)
   safetensors.numpy.save_file(flat, folder / 'alexnet.safetensors')
   return folder

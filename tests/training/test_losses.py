@@ -1,4 +1,5 @@
-"""The diffusion loss: zero for the optimal denoiser, blind to padding and to other segments' weights, levels as declared."""
+"""The diffusion loss: zero for the optimal denoiser, blind to padding and to other segments' weights, levels as
+declared."""
 import dataclasses
 
 import jax
@@ -19,9 +20,10 @@ PACK = packing.PackConfig(row_tokens=48, text_tokens=16, max_clips=3, max_text=8
 
 def rows(rng, num=4):
   def clip():
-    return packing.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'), audio=rng.normal(size=(3, 6)).astype('f'),
-                              text_ids=[2, 4, 3], fps=8.0, height=16, width=16, temporal_compression=4, spatial_compression=8,
-                              latent_rate=25.0)
+    return packing.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'),
+                              audio=rng.normal(size=(3, 6)).astype('f'),
+                              text_ids=[2, 4, 3], fps=8.0, height=16, width=16, temporal_compression=4,
+                              spatial_compression=8, latent_rate=25.0)
   packed = [packing.pack([clip(), clip()], PACK) for _ in range(num)]
   return Tokens(*(np.stack(x) for x in zip(*packed)))
 

@@ -18,7 +18,8 @@ from veojax.training.optimizer import OptimizerConfig
 
 DIT = DiTConfig(video_channels=4, audio_channels=6, width=32, depth=2, num_heads=2, mlp_width=48,
                 text=TextConfig(vocab_size=50, width=16, depth=1, num_heads=2, mlp_width=24), dtype='float32')
-VAE = VideoVAEConfig(widths=(8, 16), encoder_depths=(1, 1), decoder_depths=(1, 1), temporal_compression=2, spatial_compression=8)
+VAE = VideoVAEConfig(widths=(8, 16), encoder_depths=(1, 1), decoder_depths=(1, 1),
+                     temporal_compression=2, spatial_compression=8)
 MUON = OptimizerConfig(kind='muon', learning_rate=1e-2, warmup_steps=0, schedule='constant', clip_norm=1e9)
 
 
@@ -50,12 +51,14 @@ def test_muons_update_of_a_hidden_matrix_is_orthogonal_and_of_the_declared_size(
   model = make()
   updates = weights.names(first_update(model))
   is_leaf = lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers)
-  dims = [name for name, d in zip(updates, jax.tree.leaves(optimizer.matrices(model), is_leaf=is_leaf), strict=True) if d]
+  dims = [name
+          for name, d in zip(updates, jax.tree.leaves(optimizer.matrices(model), is_leaf=is_leaf), strict=True) if d]
   assert dims and not any(name.startswith(('w_', 'video_head', 'patchify')) for name in dims)
   for name in dims:
     update = np.asarray(updates[name])
     if 'attention' in name:
-      update = update.reshape(update.shape[0], *((update.shape[1], -1) if 'w_out' not in name else (-1, update.shape[-1])))
+      update = update.reshape(update.shape[0],
+                              *((update.shape[1], -1) if 'w_out' not in name else (-1, update.shape[-1])))
     for matrix in update if name.startswith(('blocks', 'text_encoder')) else [update.reshape(-1, update.shape[-1])]:
       singular = np.linalg.svd(matrix, compute_uv=False)
       # Five Newton-Schulz steps bring all singular values near one, not to it: between 0.6 and 1.3 of the scale.

@@ -77,7 +77,8 @@ def encode(clip: Clip, format: str = 'mp4', *, tags: dict[str, str] | None = Non
 
 def _check_format(format: str, name: str):
   if format not in FORMATS:
-    raise MediaError(f'{name}: cannot write the format {format!r}; the known endings are {", ".join("." + f for f in FORMATS)}')
+    raise MediaError(f'{name}: cannot write the format {format!r}; '
+                     f'the known endings are {", ".join("." + f for f in FORMATS)}')
 
 
 def _check(clip: Clip, format: str, name: str):

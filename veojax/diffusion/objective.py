@@ -1,4 +1,5 @@
-"""What a diffusion model was trained to predict, of which process: the part of a model that training and sampling share."""
+"""What a diffusion model was trained to predict, of which process: the part of a model that training and sampling
+share."""
 import dataclasses
 from typing import Literal
 

@@ -7,7 +7,8 @@ from veojax.diffusion.process import Level, Process
 
 
 def min_snr(kind: str, process: Process, t: Level, gamma: float = 5.0) -> Float[Array, '...']:
-  """Weight of a prediction's squared error under which the error of x_0 counts min(SNR, gamma), SNR = (alpha / sigma)^2.
+  """Weight of a prediction's squared error under which the error of x_0 counts min(SNR, gamma),
+  SNR = (alpha / sigma)^2.
 
   Hang et al. 2023, eq. 4 and table 1: eps min(SNR, gamma) / SNR, x0 min(SNR, gamma), v min(SNR, gamma) / (SNR + 1);
   any other by (dx_0 / dp)^2. Nothing is learned at a terminal level without signal, except of eps.

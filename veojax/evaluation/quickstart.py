@@ -50,10 +50,11 @@ def main(run: str, data: str, folder: str):
   clip.save(out / 'clip.mp4')
   truth = [dataset[i] for i in range(len(texts))]
   codec = [round_trip.through(t, model.video_codec, model.audio_codec) for t in truth]
-  scores = {'generated': world_score.compare(clips, texts), 'ground truth through the codec': world_score.compare(codec, texts),
+  scores = {'generated': world_score.compare(clips, texts),
+            'ground truth through the codec': world_score.compare(codec, texts),
             'ground truth': world_score.compare(truth, texts)}
-  write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [PROMPT, *texts[:SHOWN - 1]], truth, codec,
-             scores, seconds)
+  write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [PROMPT, *texts[:SHOWN - 1]], truth,
+             codec, scores, seconds)
   generated = scores['generated']
   console.Console().print(f'captions: own {generated["own"]:.3f}, shuffled {generated["shuffled"]:.3f}; '
                           f'{out / "clip.mp4"} and {out / "report.html"} are written', highlight=False, soft_wrap=True)
@@ -72,13 +73,15 @@ def write_page(path, run, data, model, clips, texts, truth, codec, scores, secon
       ['transformer, held-out loss', f'{journal.read(run)[-1]["evaluation/loss"]:.3f}'],
       ['time to generate a clip, in batches', f'{seconds:.1f} s']])
   report.section('Do the clips follow their captions?')
-  report.text(f'Mean share of what a caption says that is found in the clip, by a parser of pixels and sound, over {len(truth)} '
-              'held-out captions; the same clips against the captions of others are the floor.')
+  report.text('Mean share of what a caption says that is found in the clip, by a parser of pixels and sound, '
+              f'over {len(truth)} held-out captions; the same clips against the captions of others are the floor.')
   report.table(['clips', 'own caption', 'shuffled captions', 'difference, 95 % interval'],
-               [[name, f'{s["own"]:.3f}', f'{s["shuffled"]:.3f}', f'{s["difference"]:.3f}  [{s["low"]:.3f}, {s["high"]:.3f}]']
+               [[name, f'{s["own"]:.3f}', f'{s["shuffled"]:.3f}',
+                 f'{s["difference"]:.3f}  [{s["low"]:.3f}, {s["high"]:.3f}]']
                 for name, s in scores.items()])
   fields = scores['generated']['fields']
-  report.table(['field', 'own caption', 'shuffled captions'], [[n, f'{a:.2f}', f'{b:.2f}'] for n, (a, b) in fields.items()])
+  report.table(['field', 'own caption', 'shuffled captions'],
+               [[n, f'{a:.2f}', f'{b:.2f}'] for n, (a, b) in fields.items()])
   report.section('Loss')
   report.plot(curves(run))
   times = run.parent / 'times.tsv'

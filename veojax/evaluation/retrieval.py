@@ -2,9 +2,10 @@
 
     python -m veojax.evaluation.retrieval RUN DATA
 
-Distances: pixels, root mean square of RGB in [0, 1] over eight evenly spaced frames of 24 x 32 pixels; sound, mean absolute
-difference of log-mel spectra in nepers over the time that both clips have. The distance to a caption is that to the nearest of its
-clips. A caption counts as learned when its own is nearest in pixels, and in sound where its clips have sound.
+Distances: pixels, root mean square of RGB in [0, 1] over eight evenly spaced frames of 24 x 32 pixels; sound, mean
+absolute difference of log-mel spectra in nepers over the time that both clips have. The distance to a caption is that
+to the nearest of its clips. A caption counts as learned when its own is nearest in pixels, and in sound where its
+clips have sound.
 """
 import sys
 
@@ -37,7 +38,8 @@ def picture_features(video: np.ndarray) -> np.ndarray:
 def sound_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
   """float32[R, channels] → log-mel float32[t, m] of the mean of the channels, its first SOUND_SECONDS."""
   mono = pipeline.mix(audio, 1)[:round(SOUND_SECONDS * sample_rate), 0]
-  return np.asarray(audio_losses.log_mel(jnp.asarray(np.pad(mono, (0, max(0, 1024 - len(mono)))))[None], sample_rate))[0]
+  return np.asarray(audio_losses.log_mel(
+      jnp.asarray(np.pad(mono, (0, max(0, 1024 - len(mono)))))[None], sample_rate))[0]
 
 
 def sound_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,7 +54,8 @@ def distances(clips: list[Clip], captions: list[str], real: list[Clip]) -> tuple
   """
   pixels = np.full((len(clips), len(captions)), np.inf)
   sound = np.full_like(pixels, np.inf)
-  made = [(picture_features(c.video), None if c.audio is None else sound_features(c.audio, c.sample_rate)) for c in clips]
+  made = [(picture_features(c.video), None if c.audio is None else sound_features(c.audio, c.sample_rate))
+          for c in clips]
   for clip in real:
     j = captions.index(clip.text)
     seen = picture_features(clip.video)

@@ -2,8 +2,9 @@
 
     python -m veojax.evaluation.round_trip VIDEO_CODEC AUDIO_CODEC DATA [--num_clips=200]
 
-VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files; DATA is a prepared world, whose held-out split is measured. Scores
-in [0, 1] are compared by their difference, errors by their ratio; 95 % intervals by bootstrap over the clips.
+VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files; DATA is a prepared world,
+whose held-out split is measured. Scores in [0, 1] are compared by their difference, errors by their ratio;
+95 % intervals by bootstrap over the clips.
 """
 import dataclasses
 import sys
@@ -57,14 +58,15 @@ def scores(clip: Clip) -> dict[str, float]:
 
 
 def sound_scores(truth: Clip, made: Clip) -> dict[str, list[float]]:
-  """Of each impact that the parser hears in the truth: 'found', whether it is heard within NEAR; 'delay_ms', then, how far it
-  has moved; 'material', whether what rings there is the same (of those whose material the parser hears rightly in the
-  truth). Onsets that are no impact, in the noise of rolling, are left out.
+  """Of each impact that the parser hears in the truth: 'found', whether it is heard within NEAR; 'delay_ms', then,
+  how far it has moved; 'material', whether what rings there is the same (of those whose material the parser hears
+  rightly in the truth). Onsets that are no impact, in the noise of rolling, are left out.
   """
   result = {'found': [], 'delay_ms': [], 'material': []}
   heard = [sound_parser.onsets(clip.audio, clip.sample_rate) for clip in (truth, made)]
   for t in heard[0]:
-    struck = {truth.info['objects'][s['instance']]['material'] for s in truth.info['sounds'] if abs(s['time'] - t) < SAME}
+    struck = {truth.info['objects'][s['instance']]['material']
+              for s in truth.info['sounds'] if abs(s['time'] - t) < SAME}
     if not struck:
       continue
     off = np.abs(heard[1] - t).min(initial=np.inf)
@@ -105,14 +107,16 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
   from veojax import cli
   cli.enable_compilation_cache()
-  codecs = VideoCodec.load(codec_file.locate(video_codec, 'video')), AudioCodec.load(codec_file.locate(audio_codec, 'audio'))
+  codecs = (VideoCodec.load(codec_file.locate(video_codec, 'video')),
+            AudioCodec.load(codec_file.locate(audio_codec, 'audio')))
   dataset = heldout.split(data)
   num = min(len(dataset), int(cli.options(list(options)).get('num_clips', 200)))
   clips = [dataset[i] for i in range(num)]
   made = [through(clip, *codecs) for clip in progress.track(clips, 'through the codecs')]
   result = measure(clips, made)
   out = console.Console(width=100)
-  out.print(f'PSNR {result["psnr"]:.2f} dB, SDR {result["sdr"]:.2f} dB over {num} clips of {clips[0].video.shape}', highlight=False)
+  out.print(f'PSNR {result["psnr"]:.2f} dB, SDR {result["sdr"]:.2f} dB over {num} clips of {clips[0].video.shape}',
+            highlight=False)
   for name, (truth, trip, low, high, count) in result['scores'].items():
     change = f'ratio {trip / truth:.2f}' if name in ERRORS else f'difference {trip - truth:+.3f}'
     out.print(f'{name:22} truth {truth:.4f}  round trip {trip:.4f} [{low:.4f}, {high:.4f}]  {change}  ({count} clips)',
@@ -120,9 +124,11 @@ def main(video_codec: str, audio_codec: str, data: str, *options: str):
   sound = {name: np.array(values) for name, values in result['sound'].items()}
   if len(sound.get('delay_ms', ())):
     delay = sound['delay_ms']
-    out.print(f'impacts heard: {len(sound["found"])}, found again {sound["found"].mean():.3f}; shift in ms: median {np.median(delay):.2f}, '
-              f'95 % below {np.percentile(delay, 95):.2f}; within 5 ms {np.mean(delay <= 5):.3f}; '
-              f'same material {sound["material"].mean():.4f} of {len(sound["material"])}', highlight=False, soft_wrap=True)
+    out.print(f'impacts heard: {len(sound["found"])}, found again {sound["found"].mean():.3f}; '
+              f'shift in ms: median {np.median(delay):.2f}, 95 % below {np.percentile(delay, 95):.2f}; '
+              f'within 5 ms {np.mean(delay <= 5):.3f}; '
+              f'same material {sound["material"].mean():.4f} of {len(sound["material"])}',
+              highlight=False, soft_wrap=True)
   return result
 
 

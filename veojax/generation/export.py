@@ -81,7 +81,8 @@ def spectrogram(clip: Clip) -> bytes:
   figure, axes = plt.subplots(figsize=(4, 1.6))
   sound = clip.audio.mean(1)
   window = max(16, min(512, len(sound)))
-  frames = np.lib.stride_tricks.sliding_window_view(np.pad(sound, (0, max(0, window - len(sound)))), window)[::window // 4]
+  frames = np.lib.stride_tricks.sliding_window_view(
+      np.pad(sound, (0, max(0, window - len(sound)))), window)[::window // 4]
   power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)) * 2 / window
   axes.imshow(20 * np.log10(power.T + 1e-5), origin='lower', aspect='auto', vmin=-100, vmax=0, cmap='magma',
               extent=[0, len(sound) / clip.sample_rate, 0, clip.sample_rate / 2000])

@@ -1,7 +1,8 @@
 """A model as a person has it: one folder, and `generate`.
 
 The folder holds model.json (sizes, objective, defaults), weights.safetensors (the transformer with its text encoder and
-heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may be absent) and text.model (sentencepiece).
+heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may be absent) and text.model
+(sentencepiece).
 """
 import dataclasses
 import json
@@ -95,7 +96,8 @@ class Model:
     """Shapes of the picture's and the sound's latents of a clip; None without that codec."""
     video = audio = None
     if self.video_codec is not None:
-      video = (*self.video_codec.latent_shape(clip.num_frames, clip.height, clip.width)[:3], self.video_codec.latent_channels)
+      video = (*self.video_codec.latent_shape(clip.num_frames, clip.height, clip.width)[:3],
+               self.video_codec.latent_channels)
     if self.audio_codec is not None:
       audio = (self.audio_codec.latent_length(self.num_samples(clip)), self.audio_codec.latent_channels)
     return video, audio
@@ -113,8 +115,8 @@ class Model:
         spatial_compression=self.video_codec.spatial_compression if video else 1,
         latent_rate=self.audio_codec.latent_rate if audio else 0.0)
     length = self.config.max_text + latent.num_tokens
-    pack = packing.PackConfig(row_tokens=-(-length // ROW_STEP) * ROW_STEP, text_tokens=self.config.max_text, max_clips=1,
-                              max_text=self.config.max_text, channels=self.config.dit.channels)
+    pack = packing.PackConfig(row_tokens=-(-length // ROW_STEP) * ROW_STEP, text_tokens=self.config.max_text,
+                              max_clips=1, max_text=self.config.max_text, channels=self.config.dit.channels)
     ids = [self.tokenizer.encode(text, self.config.max_text) for text in [*prompts, negative_prompt]]
     rows = [_at_end(packing.pack([latent._replace(text_ids=i)], pack)) for i in ids]
     guided, unguided = rows[:-1], rows[-1:] * len(prompts)
@@ -134,7 +136,8 @@ class Model:
     """What the model is: sizes, shapes, defaults."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     rows = {'name': self.name, 'transformer parameters': count(self.dit),
-            'of these the text encoder': count(self.dit.text_encoder), 'objective': dataclasses.asdict(self.config.objective),
+            'of these the text encoder': count(self.dit.text_encoder),
+            'objective': dataclasses.asdict(self.config.objective),
             'default clip': dataclasses.asdict(self.config.clip), 'sampling': dataclasses.asdict(self.config.sampling),
             'text tokens': self.config.max_text, 'vocabulary': self.tokenizer.vocab_size}
     if (video := self.video_codec) is not None:
@@ -163,7 +166,8 @@ def load(name) -> Model:
   """A model by its folder. Raises ValueError where there is none, or the files do not belong together."""
   folder = pathlib.Path(name)
   if not (folder / 'model.json').exists():
-    raise ValueError(f'{name} holds no model (no model.json in it); give the folder of a run that `veojax train` has made')
+    raise ValueError(f'{name} holds no model (no model.json in it); '
+                     'give the folder of a run that `veojax train` has made')
   config = read_config(folder)
   flat, _ = weights.load(folder / 'weights.safetensors')
   dit = weights.replace(jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), jax.random.key(0)), flat)

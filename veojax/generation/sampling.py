@@ -1,7 +1,8 @@
 """Rows of tokens denoised together: the sampler, the guidance and the network meet here.
 
 Every token has a schedule of its own: text and given tokens stay at 0, sound and picture fall from 1 to 0 along levels
-shifted for their modality. Guidance compares two rows that hold the same media tokens in the same places under two texts.
+shifted for their modality. Guidance compares two rows that hold the same media tokens in the same places under two
+texts.
 """
 import dataclasses
 import functools
@@ -94,7 +95,8 @@ def channels_of(tokens: Tokens, config) -> Array:
   """bool[B, L, C]: the channels that a token's modality has."""
   channel = jnp.arange(tokens.latent.shape[-1])[None, None]
   modality = tokens.modality[..., None]
-  return ((modality == VIDEO) & (channel < config.video_channels)) | ((modality == AUDIO) & (channel < config.audio_channels))
+  return (((modality == VIDEO) & (channel < config.video_channels))
+          | ((modality == AUDIO) & (channel < config.audio_channels)))
 
 
 def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray, *, objective: Objective,
@@ -111,11 +113,12 @@ def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray
   levels = place(levels, P(None, *sharding.BLD))
   tokens, unguided = (Tokens(*map(place, x, dit.TOKEN_SPECS)) for x in (tokens, unguided))
   x_BLC = objective.make_process().add_noise(tokens.latent, place(noise_BLC, sharding.BLD), levels[0])
-  out = _sample(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC, levels, key,
-                objective=objective, config=config)
+  out = _sample(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC,
+                levels, key, objective=objective, config=config)
   out = np.asarray(out)[:num_rows]
   if not np.isfinite(out).all():
-    raise FloatingPointError('the sampled latents are not finite: the model has diverged, or the guidance is far too strong')
+    raise FloatingPointError('the sampled latents are not finite: '
+                             'the model has diverged, or the guidance is far too strong')
   return out
 
 

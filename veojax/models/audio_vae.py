@@ -6,10 +6,10 @@ Layout is audio_BRC (samples, channels; values in [-1, 1]) and latent_BTC. Laten
 The waveform's ends are patchified: `patch_size` = hop / prod(strides) samples of all channels are one step, so that the
 first and last layers are matrix products that suit the matrix unit instead of convolutions over 1 or 2 channels. One
 linear map a side runs beside everything else, from a latent's samples to its channels and back: it finds the principal
-components of the sound early in training, and the deep path learns what they leave. Between the ends, stages of residual
-units (dilated convolution, snake) as in SoundStream (Zeghidour et al. 2021, fig. 3), with snake units after BigVGAN (Lee
-et al. 2023). Norms run over channels only, so no statistic crosses time, and a clip in chunks with carried state equals
-the whole.
+components of the sound early in training, and the deep path learns what they leave. Between the ends, stages of
+residual units (dilated convolution, snake) as in SoundStream (Zeghidour et al. 2021, fig. 3), with snake units after
+BigVGAN (Lee et al. 2023). Norms run over channels only, so no statistic crosses time, and a clip in chunks with
+carried state equals the whole.
 
 The latent's posterior is Gaussian with a diagonal covariance (Kingma & Welling 2014); noise is added by the loss, not
 here.

@@ -1,4 +1,5 @@
-"""A codec as one safetensors file: the VAE's parameters, and as JSON its configuration, its latents' statistics and settings."""
+"""A codec as one safetensors file: the VAE's parameters, and as JSON its configuration, its latents' statistics and
+settings."""
 import dataclasses
 import functools
 import pathlib
@@ -36,8 +37,8 @@ class Stored:
 
 
 def locate(name, kind: str) -> pathlib.Path:
-  """The file that a codec's name stands for: of a codec that comes with the package ('world'), of a finished run's folder, or
-  itself. kind: 'video' or 'audio'."""
+  """The file that a codec's name stands for: of a codec that comes with the package ('world'), of a finished run's
+  folder, or itself. kind: 'video' or 'audio'."""
   shipped = SHIPPED / f'{name}_{kind}_vae.safetensors'
   if shipped.exists():
     return shipped

@@ -1,8 +1,8 @@
 """Patch discriminators: each place of a picture or of a spectrum is judged by itself, as real or as reconstructed.
 
-A discriminator returns (logits, features): a list with one array of logits per scale, and the activations of every layer
-before them, which feature matching compares. No statistic is taken over the batch, space or time: norms run over channels
-only, so that one example is never judged by another. Real is positive.
+A discriminator returns (logits, features): a list with one array of logits per scale, and the activations of every
+layer before them, which feature matching compares. No statistic is taken over the batch, space or time: norms run
+over channels only, so that one example is never judged by another. Real is positive.
 """
 import dataclasses
 
@@ -50,7 +50,8 @@ class Conv2d(nnx.Module):
 
 
 class SpacetimeConv(nnx.Module):
-  """A 3 × 3 × 3 convolution in two factors, not causal: each frame by itself, then every `time` frames their neighbours."""
+  """A 3 × 3 × 3 convolution in two factors, not causal: each frame by itself, then every `time` frames their
+  neighbours."""
 
   def __init__(self, inputs: int, outputs: int, time: int = 1, space: int = 1, *, rngs: nnx.Rngs):
     self.space = Conv2d(inputs, outputs, (3, 3), (space, space), rngs=rngs)
@@ -112,7 +113,8 @@ class SpectrumDiscriminator(nnx.Module):
 
 
 class AudioDiscriminator(nnx.Module):
-  """Complex spectra at several resolutions (Défossez et al. 2022, sec. 3.4), the channels of the sound seen together."""
+  """Complex spectra at several resolutions (Défossez et al. 2022, sec. 3.4), the channels of the sound seen
+  together."""
 
   def __init__(self, channels: int, cfg: AudioDiscriminatorConfig, *, rngs: nnx.Rngs):
     self.scales = nnx.List([SpectrumDiscriminator(channels, n, cfg, rngs=rngs) for n in cfg.fft_sizes])

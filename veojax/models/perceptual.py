@@ -2,10 +2,12 @@
 
   d(x, y) = sum_l mean_hw |w_l ⊙ (x̂_l - ŷ_l)|²,   x̂_l the activations of layer l with unit norm over the channels.
 
-The network is VGG16 or AlexNet with the weights of torchvision, in safetensors; the squared w_l are the published linear heads
-(v0.1), and 1 without them. Neither is shipped: the user gives the files. torchvision's are .pth, once converted by
+The network is VGG16 or AlexNet with the weights of torchvision, in safetensors; the squared w_l are the published
+linear heads (v0.1), and 1 without them. Neither is shipped: the user gives the files. torchvision's are .pth, once
+converted by
 
-  python -c "import torch, safetensors.torch as s; s.save_file(torch.load('vgg16.pth', weights_only=True), 'vgg16.safetensors')"
+  python -c "import torch, safetensors.torch as s; s.save_file(torch.load('vgg16.pth', weights_only=True),
+      'vgg16.safetensors')"
 
 Nothing here is trained: the weights are numpy arrays, constants of whatever is compiled with them.
 """
@@ -21,7 +23,8 @@ from jaxtyping import Array, Float
 
 # Numbers of torchvision's `features.N`: convolutions in stages, the activations after each stage's last one compared,
 # and between stages a max-pool (side of its window; its stride is 2).
-VGG16 = {'stages': ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), 'pools': (2, 2, 2, 2), 'stride': 1, 'padding': 1}
+VGG16 = {'stages': ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
+         'pools': (2, 2, 2, 2), 'stride': 1, 'padding': 1}
 ALEXNET = {'stages': ((0,), (3,), (6,), (8,), (10,)), 'pools': (3, 3, 0, 0), 'stride': 4, 'padding': 2}
 BACKBONES = {(64, 3, 3, 3): VGG16, (64, 3, 11, 11): ALEXNET}  # by the shape of features.0.weight
 # Of ImageNet's mean and spread per channel, for pixels in [-1, 1].
@@ -64,8 +67,8 @@ class LPIPS:
       if i < len(self.layout['pools']) and self.layout['pools'][i]:
         x = max_pool(x, self.layout['pools'][i])
       if 0 in x.shape:
-        raise ValueError(f'pictures of {x_BHWC.shape[1]}×{x_BHWC.shape[2]} pixels are too small for the perceptual network; '
-                         'give at least 32×32')
+        raise ValueError(f'pictures of {x_BHWC.shape[1]}×{x_BHWC.shape[2]} pixels are too small '
+                         'for the perceptual network; give at least 32×32')
     return found
 
   def __call__(self, x_BHWC: Float[Array, 'b h w 3'], y_BHWC: Float[Array, 'b h w 3']) -> Float[Array, 'b']:
@@ -92,8 +95,9 @@ def read(path) -> dict[str, np.ndarray]:
   try:
     return safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{path} is missing or no safetensors file ({error}); convert a .pth once: safetensors.torch.save_file('
-                     f"torch.load('X.pth', weights_only=True), '{path.with_suffix('.safetensors').name}')") from None
+    raise ValueError(f'{path} is missing or no safetensors file ({error}); convert a .pth once: '
+                     "safetensors.torch.save_file(torch.load('X.pth', weights_only=True), "
+                     f"'{path.with_suffix('.safetensors').name}')") from None
 
 
 def load(weights: str, heads: str = '') -> LPIPS:
@@ -101,14 +105,15 @@ def load(weights: str, heads: str = '') -> LPIPS:
   flat = read(weights)
   shape = flat['features.0.weight'].shape if 'features.0.weight' in flat else None
   if shape not in BACKBONES:
-    raise ValueError(f"{weights}: features.0.weight has shape {shape}; give torchvision's vgg16 {[*BACKBONES][0]} or alexnet "
-                     f'{[*BACKBONES][1]}')
+    raise ValueError(f"{weights}: features.0.weight has shape {shape}; give torchvision's "
+                     f'vgg16 {[*BACKBONES][0]} or alexnet {[*BACKBONES][1]}')
   layout = BACKBONES[shape]
   numbers = [n for stage in layout['stages'] for n in stage]
   missing = [n for n in numbers if not {f'features.{n}.weight', f'features.{n}.bias'} <= flat.keys()]
   if missing:
     raise ValueError(f'{weights}: no weight and bias of features.{missing[0]}; the file is not whole, convert it again')
-  kernels = tuple(np.ascontiguousarray(flat[f'features.{n}.weight'].astype(np.float32).transpose(2, 3, 1, 0)) for n in numbers)
+  kernels = tuple(np.ascontiguousarray(flat[f'features.{n}.weight'].astype(np.float32).transpose(2, 3, 1, 0))
+                  for n in numbers)
   biases = tuple(flat[f'features.{n}.bias'].astype(np.float32) for n in numbers)
   channels = [biases[numbers.index(stage[-1])].size for stage in layout['stages']]
   if not heads:
@@ -116,6 +121,6 @@ def load(weights: str, heads: str = '') -> LPIPS:
   given = read(heads)
   found = [given.get(f'lin{i}.model.1.weight', np.empty(0)) for i in range(len(channels))]
   if [h.size for h in found] != channels:
-    raise ValueError(f'{heads}: heads lin0.model.1.weight ... of {[h.size for h in found]} channels for layers of {channels}; '
-                     'give the heads of this backbone')
+    raise ValueError(f'{heads}: heads lin0.model.1.weight ... of {[h.size for h in found]} channels '
+                     f'for layers of {channels}; give the heads of this backbone')
   return LPIPS(layout, kernels, biases, tuple(h.astype(np.float32).reshape(-1) for h in found))

@@ -2,7 +2,8 @@
 
 Each head's dim is split over the three axes (t, y, x) in equal even parts, the rest left unrotated; frequencies are
 geometric between a longest and a shortest wavelength per axis. Halves are rotated as pairs (i, i + K/2).
-A token's rotation depends on where it is, not on its index, so clips of any rate and size share one clock and one space.
+A token's rotation depends on where it is, not on its index, so clips of any rate and size share one clock and one
+space.
 """
 import dataclasses
 

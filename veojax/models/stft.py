@@ -1,7 +1,7 @@
 """The short-time Fourier transform that the losses on sound and its discriminator share.
 
-A periodic Hann window, a hop of a quarter of it, whole frames only, no padding. Divided by the sum of the window over 2:
-a sine of amplitude 1 at the centre of a bin has magnitude 1.
+A periodic Hann window, a hop of a quarter of it, whole frames only, no padding. Divided by the sum of the window
+over 2: a sine of amplitude 1 at the centre of a bin has magnitude 1.
 """
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,5 @@
-"""The two halves of a transformer block, used by the diffusion transformer and by the text encoder; and how a stack runs.
+"""The two halves of a transformer block, used by the diffusion transformer and by the text encoder; and how a stack
+runs.
 
 No biases. Queries and keys are RMS-normed per head (Dehghani et al. 2023), so logits are bounded by sqrt(K) times the
 product of the learned scales. Every layer's parameters carry a leading layer axis; one `lax.scan` runs the stack.

@@ -55,7 +55,8 @@ def load(path) -> tuple[dict, dict]:
       metadata = json.loads((file.metadata() or {})['veojax'])
       return {name: file.get_tensor(name) for name in file.keys()}, metadata
   except (safetensors.SafetensorError, KeyError, OSError) as error:
-    raise ValueError(f'{path} is truncated or not written by veojax ({error}); copy it again or train it anew') from None
+    raise ValueError(f'{path} is truncated or not written by veojax ({error}); '
+                     'copy it again or train it anew') from None
 
 
 def fingerprint(tree, metadata: dict) -> str:

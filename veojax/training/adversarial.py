@@ -1,17 +1,17 @@
 """A codec and its discriminator, trained side by side in one step.
 
 The discriminator minimises the hinge loss  E max(0, 1 - D(x)) + E max(0, 1 + D(y))  of real x and reconstructed y, the
-codec adds to its own loss  weight · lambda · (-E D(y) + feature_weight · F(x, y))  (Lim & Ye 2017), where F is the L1 distance
-of the discriminator's features (feature matching; Wang et al. 2018, sec. 3.2). Both begin at step `start`; before it they are not
-computed, the discriminator stands still, and the codec trains as if there were none.
+codec adds to its own loss  weight · lambda · (-E D(y) + feature_weight · F(x, y))  (Lim & Ye 2017), where F is the L1
+distance of the discriminator's features (feature matching; Wang et al. 2018, sec. 3.2). Both begin at step `start`;
+before it they are not computed, the discriminator stands still, and the codec trains as if there were none.
 
-Each side sees the other through stop_gradient, so one backward pass of the sum gives each its own loss's gradient; and each
-is clipped and updated by an optimizer of its own, so nothing couples them but what they show each other. One thing is
-shared: a step in which either is not finite is skipped by both.
+Each side sees the other through stop_gradient, so one backward pass of the sum gives each its own loss's gradient;
+and each is clipped and updated by an optimizer of its own, so nothing couples them but what they show each other. One
+thing is shared: a step in which either is not finite is skipped by both.
 
-lambda is the ratio of the gradients' norms of the codec's reconstruction loss and of the adversarial one (Esser et al. 2021,
-eq. 7), taken at the decoder's output instead of its last layer. There both are needed anyway: the step costs one backward
-pass through the discriminator to its input, one to its parameters, and one through the codec.
+lambda is the ratio of the gradients' norms of the codec's reconstruction loss and of the adversarial one (Esser et
+al. 2021, eq. 7), taken at the decoder's output instead of its last layer. There both are needed anyway: the step
+costs one backward pass through the discriminator to its input, one to its parameters, and one through the codec.
 """
 import dataclasses
 
@@ -27,8 +27,8 @@ stop = jax.lax.stop_gradient
 class AdversarialConfig:
   """weight 0 is off: no discriminator is made.
 
-  With feature_weight the discriminator is also the feature network of a perceptual loss, one that the project trains itself
-  and that needs nobody's weights; `perceptual` compares in a network that the user gives.
+  With feature_weight the discriminator is also the feature network of a perceptual loss, one that the project trains
+  itself and that needs nobody's weights; `perceptual` compares in a network that the user gives.
   """
   weight: float = 0.0
   start: int = 0                # step of the first adversarial update of both
@@ -67,7 +67,8 @@ def optimizer(config: AdversarialConfig, codec_tx: optax.GradientTransformation)
   def update(grads, state, params):
     both = {name: tx.update(grads[name], state[name], params[name]) for name, tx in parts.items()}
     return {name: updates for name, (updates, _) in both.items()}, {name: new for name, (_, new) in both.items()}
-  return optax.GradientTransformation(lambda params: {name: tx.init(params[name]) for name, tx in parts.items()}, update)
+  return optax.GradientTransformation(
+      lambda params: {name: tx.init(params[name]) for name, tx in parts.items()}, update)
 
 
 def mean_over_scales(score, *logits: list) -> Float[Array, '']:
@@ -85,7 +86,8 @@ def generator_hinge(fake: list[Float[Array, '...']]) -> Float[Array, '']:
 
 
 def feature_distance(real: list[Float[Array, '...']], fake: list[Float[Array, '...']]) -> Float[Array, '']:
-  """Mean over layers of |real - fake| relative to |real|: 0 at equality, and no layer outweighs another by its scale."""
+  """Mean over layers of |real - fake| relative to |real|: 0 at equality, and no layer outweighs another by its
+  scale."""
   relative = [jnp.mean(jnp.abs(r - f).astype(jnp.float32)) / (jnp.mean(jnp.abs(r).astype(jnp.float32)) + 1e-6)
               for r, f in zip(real, fake, strict=True)]
   return sum(relative) / len(relative)
@@ -107,8 +109,8 @@ def with_slope(value: Float[Array, ''], x: Float[Array, '*s'], slope: Float[Arra
 
 def against(config: AdversarialConfig, discriminator, output: Float[Array, '*s'], target: Float[Array, '*s'],
             reconstruction_slope: Float[Array, '*s']):
-  """(slope, value, discriminator's loss, metrics): what the discriminator adds to the codec's loss and to its gradient at
-  the decoder's output, and what it learns from; the gradient of the latter is in its parameters only."""
+  """(slope, value, discriminator's loss, metrics): what the discriminator adds to the codec's loss and to its
+  gradient at the decoder's output, and what it learns from; the gradient of the latter is in its parameters only."""
   def generator_loss(output):
     fixed = stop(discriminator)
     logits, features = fixed(output)
@@ -123,14 +125,15 @@ def against(config: AdversarialConfig, discriminator, output: Float[Array, '*s']
   return scale * slope, scale * value, loss, metrics | {'discriminator': loss, 'adversarial_scale': scale}
 
 
-def loss(config: AdversarialConfig, discriminator, reconstruction, output: Float[Array, '*s'], target: Float[Array, '*s'],
-         step: Int[Array, '']):
+def loss(config: AdversarialConfig, discriminator, reconstruction, output: Float[Array, '*s'],
+         target: Float[Array, '*s'], step: Int[Array, '']):
   """(loss, metrics): the codec's loss on the decoder's `output` and the discriminator's, summed.
 
   reconstruction(output) → (loss, metrics): the codec's own.
   """
   (value, metrics), slope = jax.value_and_grad(reconstruction, has_aux=True)(stop(output))
   on = lambda discriminator: against(config, discriminator, stop(output), stop(target), stop(slope))
-  nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding), jax.eval_shape(on, discriminator))
+  nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding),
+                         jax.eval_shape(on, discriminator))
   added_slope, added, learned, more = jax.lax.cond(step >= config.start, on, lambda _: nothing, discriminator)
   return with_slope(value + added, output, slope + added_slope) + learned, metrics | more

@@ -1,7 +1,7 @@
 """Stage two: the audio VAE learns to reconstruct random stretches of a data set's sound.
 
-The objective is `audio_losses.audio_vae_loss`; plus, where its weight is not 0, an adversarial and feature-matching loss against a
-discriminator trained beside the codec (adversarial.py).
+The objective is `audio_losses.audio_vae_loss`; plus, where its weight is not 0, an adversarial and feature-matching
+loss against a discriminator trained beside the codec (adversarial.py).
 """
 import dataclasses
 import pathlib
@@ -52,14 +52,16 @@ class AudioVAEStage:
     self.config = config
     self.dataset = datasets.open_dataset(config.data)
     model = config.model
-    self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels, model.sample_rate, config.seed)
+    self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels,
+                                       model.sample_rate, config.seed)
 
   def make_model(self, key):
     """An AudioVAE, or the `adversarial.pair` of it and its discriminator."""
     config = self.config
     return adversarial.pair(
         config.adversarial, AudioVAE(config.model, rngs=nnx.Rngs(key)),
-        lambda: AudioDiscriminator(config.model.channels, config.discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
+        lambda: AudioDiscriminator(config.model.channels, config.discriminator,
+                                   rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
 
   def make_optimizer(self):
     codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
@@ -73,8 +75,8 @@ class AudioVAEStage:
     if not config.adversarial.weight:
       return audio_losses.audio_vae_loss(model, key, audio, config.loss)
     output, kl = audio_losses.reconstruct(model['codec'], key, audio)
-    loss, metrics = adversarial.loss(config.adversarial, model['discriminator'], lambda x: self.reconstruction(x, audio),
-                                     output, audio, step)
+    loss, metrics = adversarial.loss(config.adversarial, model['discriminator'],
+                                     lambda x: self.reconstruction(x, audio), output, audio, step)
     return loss + config.loss.kl * kl, metrics | {'kl': kl}
 
   def reconstruction(self, output, audio):
@@ -88,7 +90,8 @@ class AudioVAEStage:
     return AudioCodec(vae, *audio_codec.statistics(vae, batches))
 
   def evaluate(self, ema) -> dict[str, float]:
-    """Signal-to-distortion ratio in dB (of the energies of all clips together) and log-mel distance, of held-out clips."""
+    """Signal-to-distortion ratio in dB (of the energies of all clips together) and log-mel distance, of held-out
+    clips."""
     codec, signal, noise, mel = self.codec(ema), 0.0, 1e-12, []
     for clip in heldout.clips(self.config.data, 'num_samples', self.config.evaluation_clips):
       audio = pipeline.mix(clip.audio, codec.channels)

@@ -1,7 +1,7 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, with the data's position in them.
 
-A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the step, the
-count of skipped steps, the global row number that comes next). A part can be read without the others.
+A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the
+step, the count of skipped steps, the global row number that comes next). A part can be read without the others.
 """
 import contextlib
 import pathlib
@@ -17,7 +17,8 @@ PARTS = ('model', 'ema', 'opt')
 
 
 class Checkpoints:
-  """The checkpoints in one folder: the newest `keep` are kept. `save` returns at once; `close` waits for what is under way."""
+  """The checkpoints in one folder: the newest `keep` are kept. `save` returns at once; `close` waits for what is
+  under way."""
 
   def __init__(self, folder, keep: int = 2):
     self.folder = pathlib.Path(folder).resolve()
@@ -45,7 +46,8 @@ class Checkpoints:
       self._pending = self._checkpointer.save_checkpointables_async(step, {**parts, 'progress': progress}, force=True)
 
   def restore(self, abstract: State) -> tuple[State, int] | None:
-    """The newest state, laid out as `abstract` (of jax.ShapeDtypeStruct with shardings), and the next row; None if none.
+    """The newest state, laid out as `abstract` (of jax.ShapeDtypeStruct with shardings), and the next row; None if
+    none.
 
     Raises ValueError where the checkpoint is of another model, naming what differs.
     """

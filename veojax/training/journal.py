@@ -31,7 +31,8 @@ class Journal:
       self.board = tensorboardX.SummaryWriter(str(self.workdir / 'tensorboard'), write_to_disk=True)
     self.bar.start()
     self.task = self.bar.add_task(self.name, total=self.num_steps, completed=self.start)
-    self.console.print(f'{self.name}: ' + (f'goes on at step {self.start}' if self.start else 'starts; the first step compiles')
+    self.console.print(f'{self.name}: '
+                       + (f'goes on at step {self.start}' if self.start else 'starts; the first step compiles')
                        + f', {self.num_steps} steps in all', highlight=False)
     return self
 
@@ -87,7 +88,8 @@ class Journal:
     """Drops the lines after the step that a run goes on from, so that no step stands twice."""
     path = self.workdir / 'metrics.jsonl'
     if path.exists():
-      lines = [line for line in path.read_text().splitlines() if line.endswith('}') and json.loads(line)['step'] <= step]
+      lines = [line for line in path.read_text().splitlines()
+               if line.endswith('}') and json.loads(line)['step'] <= step]
       path.write_text(''.join(line + '\n' for line in lines))
 
 

@@ -1,7 +1,8 @@
 """The one loop of all stages.
 
-Its order: evaluate, draw samples, save the state with the data's row, next batch, step, log the step before. The host runs
-ahead of the device by AHEAD steps: enough that the device never waits, few enough that a signal is answered at once.
+Its order: evaluate, draw samples, save the state with the data's row, next batch, step, log the step before. The host
+runs ahead of the device by AHEAD steps: enough that the device never waits, few enough that a signal is answered at
+once.
 """
 import collections
 import contextlib
@@ -30,7 +31,8 @@ class LoopConfig:
   num_steps: int = 1000
   batch_size: int = 8         # rows of a micro-batch, over all devices
   accumulate: int = 1         # micro-batches of one update
-  ema_decays: tuple[float, ...] = (0.999,)  # averages of the weights; the first is drawn from and exported, others beside it
+  ema_decays: tuple[float, ...] = (0.999,)  # averages of the weights; the first is drawn from and exported,
+                                            # others beside it
   log_every: int = 20
   evaluate_every: int = 500
   sample_every: int = 1000
@@ -110,7 +112,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
         jax.block_until_ready(running.popleft())
       if before is not None:
         last = journal.log(*before)
-      before = (step + 1, metrics, waited) if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps else None
+      before = ((step + 1, metrics, waited)
+                if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps else None)
       journal.advance(step + 1)
     if before is not None:
       last = journal.log(*before)

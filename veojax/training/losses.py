@@ -47,7 +47,8 @@ def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[
 
 
 def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig, objective: Objective):
-  """(loss, metrics). Means are over tokens and channels of each modality; tokens at noise 0 are given and cost nothing."""
+  """(loss, metrics). Means are over tokens and channels of each modality; tokens at noise 0 are given and cost
+  nothing."""
   process = objective.make_process()
   key_t, key_eps = jax.random.split(key)
   noise_BG = draw_levels(key_t, tokens, config)

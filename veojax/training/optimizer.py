@@ -1,8 +1,8 @@
-"""AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers with AdamW for all else;
-with warm-up, a schedule and clipping by global norm.
+"""AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers with AdamW for all
+else; with warm-up, a schedule and clipping by global norm.
 
-Muon's update of a matrix has the root mean square `update_rms` whatever its shape (Liu et al. 2025, eq. 4): with 0.2, about
-that of AdamW, one learning rate serves both.
+Muon's update of a matrix has the root mean square `update_rms` whatever its shape (Liu et al. 2025, eq. 4): with 0.2,
+about that of AdamW, one learning rate serves both.
 """
 import dataclasses
 from typing import Literal
@@ -66,8 +66,8 @@ def matrices(params):
 
 
 def on_any_mesh(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`tx` under automatic sharding, its results laid out as its arguments: Muon's products of a matrix with itself contract
-  split dims without saying how the result lies, which an explicit mesh refuses."""
+  """`tx` under automatic sharding, its results laid out as its arguments: Muon's products of a matrix with itself
+  contract split dims without saying how the result lies, which an explicit mesh refuses."""
   def update(updates, state, params):
     if jax.sharding.get_abstract_mesh().empty:
       return tx.update(updates, state, params)
@@ -82,6 +82,7 @@ def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformatio
     tx = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
   else:
     tx = on_any_mesh(contrib.muon(
-        rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps,
-        weight_decay_mask=decayed, consistent_rms=config.update_rms, muon_weight_dimension_numbers=matrices))
+        rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2,
+        eps=config.eps, weight_decay_mask=decayed, consistent_rms=config.update_rms,
+        muon_weight_dimension_numbers=matrices))
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)

@@ -49,8 +49,8 @@ def build(tree):
 def train(config, workdir) -> dict[str, float]:
   """Trains the run in `workdir`, or goes on with what it holds; the last metrics.
 
-  config: a path of a config file, its tree, or a run's dataclass. Raises ValueError for what cannot be, before any work,
-  and `loop.Stopped` when a signal has ended it.
+  config: a path of a config file, its tree, or a run's dataclass. Raises ValueError for what cannot be, before any
+  work, and `loop.Stopped` when a signal has ended it.
   """
   if isinstance(config, (str, pathlib.Path)):
     config = read_config(config)
@@ -59,7 +59,8 @@ def train(config, workdir) -> dict[str, float]:
   workdir = pathlib.Path(workdir)
   remember(config, workdir)
   if loop.is_done(config.loop, workdir):
-    console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on', highlight=False)
+    console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on',
+                            highlight=False)
     return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
   if isinstance(config, TransformerRun):
     codecs = [codec_of(config, workdir, kind) for kind in CODECS]
@@ -76,7 +77,8 @@ def remember(config, workdir: pathlib.Path):
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      stored = door.to_tree(build(json.loads(path.read_text())))  # with the defaults of keys that are newer than the run
+      # With the defaults of keys that are newer than the run.
+      stored = door.to_tree(build(json.loads(path.read_text())))
       changed = door.differences(stored, tree)
       refused = [line for line in changed if not line.startswith(FREE)]
       if refused:

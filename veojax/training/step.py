@@ -35,8 +35,8 @@ def ema_rate(decay: float, step):
 def make(loss_fn, tx, ema_decays: tuple[float, ...]):
   """step(state, key, batches) → (state, metrics).
 
-  loss_fn(model, batch, key, step) → (loss, metrics). `batches` carries a leading axis of micro-batches: their gradients are
-  averaged before the one update.
+  loss_fn(model, batch, key, step) → (loss, metrics). `batches` carries a leading axis of micro-batches: their
+  gradients are averaged before the one update.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 

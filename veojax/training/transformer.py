@@ -31,8 +31,9 @@ from veojax.training.optimizer import OptimizerConfig
 class TransformerRun:
   """configs/*.py as a dataclass.
 
-  video_codec, audio_codec: a codec that comes with the package ('world'); or a codec's config file, trained first inside the
-  run; or the folder of a finished codec run; or a codec.safetensors. An empty audio_codec makes a model without sound.
+  video_codec, audio_codec: a codec that comes with the package ('world'); or a codec's config file, trained first
+  inside the run; or the folder of a finished codec run; or a codec.safetensors. An empty audio_codec makes a model
+  without sound.
   latents: 'cached' encodes every clip once, before the training; 'on_the_fly' whenever it is read.
   """
   stage: Literal['transformer']
@@ -72,7 +73,8 @@ class TransformerStage:
     self._loss = jax.jit(self.loss)
     encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
     self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout)
-    self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack, config.seed, 0.0)
+    self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack,
+                                       config.seed, 0.0)
 
   def _check(self):
     config = self.config
@@ -82,8 +84,8 @@ class TransformerStage:
     for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
       channels = getattr(config.dit, f'{name}_channels')
       if codec is not None and codec.latent_channels != channels:
-        raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} latent channels; '
-                         f'set it to {codec.latent_channels}')
+        raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} '
+                         f'latent channels; set it to {codec.latent_channels}')
 
   def make_model(self, key) -> DiT:
     return DiT(self.config.dit, rngs=nnx.Rngs(key))
@@ -110,8 +112,8 @@ class TransformerStage:
 
   def model(self, ema, name='') -> models.Model:
     config = self.config
-    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text), ema,
-                        self.video_codec, self.audio_codec, self.tokenizer, name)
+    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text),
+                        ema, self.video_codec, self.audio_codec, self.tokenizer, name)
 
   def draw(self, ema, step: int, folder: pathlib.Path):
     """Clips of the config's prompts."""

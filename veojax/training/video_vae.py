@@ -1,7 +1,7 @@
 """Stage one: the video VAE learns to reconstruct random crops of a data set's pictures.
 
-Loss: L2 + l1_weight · L1 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1), per element
-of the latents; plus, where their weights are not 0, LPIPS of every frame in a network that the user gives
+Loss: L2 + l1_weight · L1 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1),
+per element of the latents; plus, where their weights are not 0, LPIPS of every frame in a network that the user gives
 (models/perceptual.py) and an adversarial and feature-matching loss against a discriminator trained beside the codec
 (adversarial.py).
 """
@@ -60,12 +60,12 @@ class VideoVAERun:
   def __post_init__(self):
     tc, sc, crop = self.model.temporal_compression, self.model.spatial_compression, self.crop
     if (crop.num_frames - 1) % tc or crop.height % sc or crop.width % sc:
-      raise ValueError(f'crop of {crop.num_frames} frames of {crop.height}x{crop.width} pixels does not divide; with this model '
-                       f'give 1 + k·{tc} frames and sides that are multiples of {sc}')
+      raise ValueError(f'crop of {crop.num_frames} frames of {crop.height}x{crop.width} pixels does not divide; '
+                       f'with this model give 1 + k·{tc} frames and sides that are multiples of {sc}')
     patch = self.discriminator.patch_size
     if self.adversarial.weight and (crop.height % patch or crop.width % patch):
-      raise ValueError(f'discriminator.patch_size={patch} does not divide the crop of {crop.height}x{crop.width} pixels; '
-                       'give one that does')
+      raise ValueError(f'discriminator.patch_size={patch} does not divide the crop of {crop.height}x{crop.width} '
+                       'pixels; give one that does')
 
 
 class VideoVAEStage:
@@ -74,7 +74,8 @@ class VideoVAEStage:
   def __init__(self, config: VideoVAERun):
     self.config = config
     self.dataset = datasets.open_dataset(config.data)
-    self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width, config.seed)
+    self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width,
+                                      config.seed)
     if config.perceptual.weight:
       self.lpips = perceptual.load(config.perceptual.weights, config.perceptual.heads)
 
@@ -98,8 +99,8 @@ class VideoVAEStage:
     noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
     output = vae.decode(mean + jnp.exp(0.5 * logvar) * noise)
     if config.adversarial.weight:
-      loss, metrics = adversarial.loss(config.adversarial, model['discriminator'], lambda x: self.reconstruction(x, video),
-                                       output, video, step)
+      loss, metrics = adversarial.loss(config.adversarial, model['discriminator'],
+                                       lambda x: self.reconstruction(x, video), output, video, step)
     else:
       loss, metrics = self.reconstruction(output, video)
     kl = audio_losses.kl_to_normal(mean, logvar)
