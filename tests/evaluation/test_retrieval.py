@@ -38,6 +38,16 @@ def test_features_are_area_means_of_any_size():
   video = np.full((3, 48, 64, 3), 51, np.uint8)
   np.testing.assert_allclose(retrieval.picture_features(video), 0.2, atol=1e-6)
   rng = np.random.default_rng(1)
-  video = rng.integers(0, 256, (8, 48, 64, 3), np.uint8)
-  want = video.reshape(8, 24, 2, 32, 2, 3).mean((2, 4)) / 255
+  video = rng.integers(0, 256, (5, 48, 64, 3), np.uint8)
+  want = video.reshape(5, 24, 2, 32, 2, 3).mean((2, 4)) / 255
   np.testing.assert_allclose(retrieval.picture_features(video), want, atol=1e-5)
+
+
+def test_a_longer_clip_is_compared_over_the_time_that_both_have(real):
+  texts = [c.text for c in real]
+  longer = [Clip(np.concatenate([c.video, c.video[::-1]]), c.audio, 8.0, 8000) for c in real]
+  pixels, sound = retrieval.distances(longer, texts, real)
+  assert np.all(np.diag(pixels) == 0) and retrieval.learned(pixels, sound).all()
+  twice = [Clip(c.video.repeat(2, 0), c.audio, 16.0, 8000) for c in real]  # at twice the rate, each frame shown twice
+  assert np.all(np.diag(retrieval.distances(twice, texts, real)[0]) < 0.2)
+  assert retrieval.learned(*retrieval.distances(twice, texts, real)).all()

@@ -2,10 +2,10 @@
 
     python -m veojax.evaluation.retrieval RUN DATA
 
-Distances: pixels, root mean square of RGB in [0, 1] over eight evenly spaced frames of 24 x 32 pixels; sound, mean
-absolute difference of log-mel spectra in nepers over the time that both clips have. The distance to a caption is that
-to the nearest of its clips. A caption counts as learned when its own is nearest in pixels, and in sound where its
-clips have sound.
+Distances: pixels, root mean square of RGB in [0, 1] over frames of 24 x 32 pixels; sound, mean absolute difference of
+log-mel spectra in nepers; both over the time that both clips have, since a folder's clips differ in length. The distance
+to a caption is that to the nearest of its clips. A caption counts as learned when its own is nearest in pixels, and in
+sound where its clips have sound.
 """
 import sys
 
@@ -18,13 +18,13 @@ from veojax.generation import model as models
 from veojax.training import audio_losses
 from veojax.types import Clip
 
-FRAMES, HEIGHT, WIDTH = 8, 24, 32
+HEIGHT, WIDTH = 24, 32
 SOUND_SECONDS = 2.0
 
 
 def picture_features(video: np.ndarray) -> np.ndarray:
-  """uint8[T, H, W, 3] → float32[FRAMES, HEIGHT, WIDTH, 3] by area means of evenly spaced frames."""
-  frames = video[np.linspace(0, len(video) - 1, FRAMES).round().astype(int)].astype(np.float32) / 255
+  """uint8[T, H, W, 3] → float32[T, HEIGHT, WIDTH, 3] by area means."""
+  frames = video.astype(np.float32) / 255
   for dim, size in ((1, HEIGHT), (2, WIDTH)):
     edges = np.linspace(0, frames.shape[dim], size + 1)
     starts = np.minimum(edges[:-1].astype(int), frames.shape[dim] - 1)
@@ -33,6 +33,17 @@ def picture_features(video: np.ndarray) -> np.ndarray:
     shape[dim] = size
     frames = np.add.reduceat(frames, starts, dim) / counts.reshape(shape)
   return frames
+
+
+def frames_at(clip: Clip, fps: float) -> np.ndarray:
+  """Numbers of the clip's frames at the times of another rate."""
+  times = np.arange(max(1, round(len(clip.video) * fps / clip.fps))) / fps
+  return np.minimum(np.round(times * clip.fps).astype(int), len(clip.video) - 1)
+
+
+def picture_distance(a: np.ndarray, b: np.ndarray) -> float:
+  length = min(len(a), len(b))
+  return float(np.sqrt(np.mean(np.square(a[:length] - b[:length]))))
 
 
 def sound_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -58,10 +69,10 @@ def distances(clips: list[Clip], captions: list[str], real: list[Clip]) -> tuple
           for c in clips]
   for clip in real:
     j = captions.index(clip.text)
-    seen = picture_features(clip.video)
+    seen = picture_features(clip.video[frames_at(clip, clips[0].fps)])
     heard = None if clip.audio is None else sound_features(clip.audio, clip.sample_rate)
     for i, (picture, mel) in enumerate(made):
-      pixels[i, j] = min(pixels[i, j], np.sqrt(np.mean(np.square(picture - seen))))
+      pixels[i, j] = min(pixels[i, j], picture_distance(picture, seen))
       if heard is not None and mel is not None:
         sound[i, j] = min(sound[i, j], sound_distance(mel, heard))
   sound[np.isinf(np.diag(sound))] = np.nan
