@@ -64,6 +64,11 @@ def in_force(spec: P) -> P | None:
   return None if jax.sharding.get_abstract_mesh().empty else spec
 
 
+def size(axis: str) -> int:
+  """Devices along an axis of the mesh in force; 1 where there is none."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
 def default_mesh():
   """A context with a mesh in force: the one that is, or else one of all devices along `data`."""
   return jax.set_mesh(make_mesh()) if jax.sharding.get_abstract_mesh().empty else contextlib.nullcontext()

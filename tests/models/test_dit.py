@@ -102,18 +102,6 @@ def test_only_differences_of_time_turn_queries_against_keys():
   assert logit(0.5, 0.2) != pytest.approx(logit(0.5, 0.4), abs=1e-3)
 
 
-def test_blocked_attention_is_dense_attention(monkeypatch):
-  rng = np.random.default_rng(4)
-  q, k, v = (jnp.asarray(rng.normal(size=(2, 32, 2, 8)), jnp.float32) for _ in 'qkv')
-  segment = jnp.asarray(np.repeat([[1] * 10 + [2] * 15 + [0] * 7], 2, 0))
-  loss = lambda q, k, v: jnp.sum(attention.attention(q, k, v, segment, segment) ** 2)
-  dense = jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
-  monkeypatch.setattr(attention, 'QUERY_BLOCK', 8)
-  blocked = jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
-  for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(blocked)):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize('remat', ['dots', 'full'])
 def test_rematerialisation_changes_nothing(model, two, remat):
   def gradient(config):

@@ -31,9 +31,7 @@ class SelfAttention(nnx.Module):
     q, k, v = (layers.einsum('bld,dnk->blnk', h_BLD, w[...], sharding.BLNK) for w in (self.w_q, self.w_k, self.w_v))
     q = rope.rotate(layers.rms_norm(q, self.q_scale[...]), rotation_BL2k)
     k = rope.rotate(layers.rms_norm(k, self.k_scale[...]), rotation_BL2k)
-    # Each query needs every key of its row: keys and values are gathered over `context`, queries stay split.
-    k, v = (layers.reshard(a, sharding.BSNK) for a in (k, v))
-    a_BLNK = attention.attention(q, k, v, segment_BL, layers.reshard(segment_BL, sharding.B))
+    a_BLNK = attention.attention(q, k, v, segment_BL, segment_BL)
     return layers.einsum('blnk,nkd->bld', a_BLNK, self.w_out[...], sharding.BLD)
 
 
