@@ -14,10 +14,10 @@ def get_config():
                 'latent_channels': 16, 'widths': (64, 128), 'encoder_depths': (1, 2), 'decoder_depths': (2, 3)},
       'crop': {'num_frames': 9, 'height': 40, 'width': 40},
       'l1_weight': 0.02,
-      'kl_weight': 1e-6,
+      'kl_weight': 1e-5,
       'tile': 64,
       'evaluation_clips': 64,
       'optimizer': {'kind': 'muon', 'learning_rate': 5e-3, 'warmup_steps': 50, 'final_share': 0.01},
-      'loop': {'num_steps': 5500, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
-               'sample_every': 5500, 'save_every': 1000},
+      'loop': {'num_steps': 9500, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
+               'sample_every': 9500, 'save_every': 1000},
   })

@@ -15,7 +15,7 @@ from veojax import cli, sharding
 from veojax.data import media, prepare
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
-from veojax.generation import model as models
+from veojax.generation import codecs, model as models
 from veojax.training import checkpoint, journal, loop, run, transformer
 
 pytestmark = pytest.mark.xdist_group('run')
@@ -77,7 +77,7 @@ def leaves(workdir):
   config = run.build(json.loads((workdir / 'config.json').read_text()))
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
-    stage = transformer.TransformerStage(config, workdir, *[run.codec_of(config, workdir, kind) for kind in run.CODECS])
+    stage = transformer.TransformerStage(config, workdir, *[run.codec_of(config, workdir, kind) for kind in codecs.KINDS])
     saved = checkpoint.Checkpoints(workdir / 'checkpoints')
     state, row = loop.initial(stage, saved, mesh)
     saved.close()

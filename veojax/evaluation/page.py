@@ -7,7 +7,7 @@ import pathlib
 from veojax.generation import export
 from veojax.types import Clip
 
-STYLE = ('''
+STYLE = '''
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
@@ -17,12 +17,12 @@ figure { margin: 0; border: 1px solid var(--line); border-radius: .5rem; padding
 figure video, figure img { width: 100%; display: block; border-radius: .3rem }
 figure img.pixels { image-rendering: pixelated; margin-top: .4rem }
 figcaption { font-size: .88rem; margin-bottom: .4rem; min-height: 2.6em }
-table { border-collapse: collapse } td, th { text-align: left; padding: .3rem 1.2rem .3rem 0; '''
-'''border-bottom: 1px solid var(--line) }
-pre { background: color-mix(in srgb, currentColor 7%, transparent); padding: .8rem; border-radius: .4rem; '''
-'''overflow-x: auto }
+table { border-collapse: collapse } td, th { text-align: left; padding: .3rem 1.2rem .3rem 0;
+  border-bottom: 1px solid var(--line) }
+pre { background: color-mix(in srgb, currentColor 7%, transparent); padding: .8rem; border-radius: .4rem;
+  overflow-x: auto }
 img.plot { max-width: 100%; background: white; border-radius: .4rem }
-''')
+'''
 
 
 class Page:

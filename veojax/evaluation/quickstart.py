@@ -15,7 +15,7 @@ from rich import console, progress
 from veojax import cli
 from veojax.evaluation import page, round_trip, world_score
 from veojax.generation import model as models
-from veojax.training import heldout, journal
+from veojax.training import distortion, heldout, journal
 
 NUM_CLIPS = 48      # scored
 SHOWN = 6           # of these on the page
@@ -68,8 +68,8 @@ def write_page(path, run, data, model, clips, texts, truth, codec, scores, secon
   report.clips([truth[0], codec[0], truth[1], codec[1]], ['the clip', 'through the codecs'] * 2)
   report.section('Measured')
   report.table(['what', 'value'], [
-      ['video codec, PSNR on held-out clips', f'{round_trip.psnr(truth, codec):.1f} dB'],
-      ['audio codec, signal to distortion on held-out clips', f'{round_trip.sdr(truth, codec):.1f} dB'],
+      ['video codec, PSNR on held-out clips', f'{distortion.psnr(round_trip.pictures(truth, codec)):.1f} dB'],
+      ['audio codec, signal to distortion on held-out clips', f'{distortion.sdr(round_trip.sounds(truth, codec)):.1f} dB'],
       ['transformer, held-out loss', f'{journal.read(run)[-1]["evaluation/loss"]:.3f}'],
       ['time to generate a clip, in batches', f'{seconds:.1f} s']])
   report.section('Do the clips follow their captions?')

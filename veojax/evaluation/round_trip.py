@@ -14,10 +14,10 @@ from rich import console, progress
 
 from veojax.data import pipeline
 from veojax.evaluation import sound_parser, world_laws, world_score
-from veojax.models import codec_file
+from veojax.generation import codecs
 from veojax.models.audio_codec import AudioCodec
-from veojax.models.video_codec import VideoCodec
-from veojax.training import heldout
+from veojax.models.picture_codec import PictureCodec
+from veojax.training import distortion, heldout
 from veojax.types import Clip
 
 ERRORS = ('pos_err', 'vel_err', 'g_err')  # everything else of `world_laws.measure` but bias_ms lies in [0, 1]
@@ -25,28 +25,22 @@ NEAR = .05                                # seconds within which an onset of the
 SAME = .01                                # seconds within which an onset is that of a recorded impact
 
 
-def through(clip: Clip, video_codec: VideoCodec, audio_codec: AudioCodec) -> Clip:
+def through(clip: Clip, video_codec: PictureCodec, audio_codec: AudioCodec) -> Clip:
   """The clip through both codecs and back; a half that is absent stays so."""
   video, audio = clip.video, clip.audio
   if video is not None:
-    video = video_codec.decode(video_codec.encode(video), *video.shape[:3])
+    video = video_codec.reconstruct(video)
   if audio is not None:
-    audio = audio_codec.decode(audio_codec.encode(pipeline.mix(audio, audio_codec.channels)), len(audio))
+    audio = audio_codec.reconstruct(pipeline.mix(audio, audio_codec.channels))
   return dataclasses.replace(clip, video=video, audio=audio)
 
 
-def psnr(clips: list[Clip], made: list[Clip]) -> float:
-  """Peak signal-to-noise ratio in dB of the pictures, by the mean over clips of their mean squared errors."""
-  errors = [np.mean(np.square(a.video.astype(np.float32) - b.video)) for a, b in zip(clips, made)]
-  return float(10 * np.log10(255 ** 2 / max(np.mean(errors), 1e-12)))
+def pictures(clips: list[Clip], made: list[Clip]) -> list[tuple[np.ndarray, np.ndarray]]:
+  return [(a.video, b.video) for a, b in zip(clips, made)]
 
 
-def sdr(clips: list[Clip], made: list[Clip]) -> float:
-  """Signal-to-distortion ratio in dB of the sounds, by the energies of all clips together."""
-  pairs = [(a.audio, b.audio) for a, b in zip(clips, made) if a.audio is not None]
-  signal, noise = (sum(float(np.sum(np.square(x))) for x in part) for part in
-                   ([a for a, _ in pairs], [b - a for a, b in pairs]))
-  return float(10 * np.log10(signal / max(noise, 1e-12)))
+def sounds(clips: list[Clip], made: list[Clip]) -> list[tuple[np.ndarray, np.ndarray]]:
+  return [(a.audio, b.audio) for a, b in zip(clips, made) if a.audio is not None]
 
 
 def scores(clip: Clip) -> dict[str, float]:
@@ -79,11 +73,11 @@ def sound_scores(truth: Clip, made: Clip) -> dict[str, list[float]]:
   return result
 
 
-def interval(values: np.ndarray, statistic=np.nanmean, num: int = 1000) -> tuple[float, float]:
-  """95 % bootstrap interval of a statistic of rows."""
+def interval(values: np.ndarray, num: int = 1000) -> tuple[float, float]:
+  """95 % bootstrap interval of the mean."""
   rng = np.random.default_rng(0)
-  draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(num)]
-  return tuple(np.nanpercentile(draws, (2.5, 97.5)).tolist())
+  draws = [np.mean(values[rng.integers(len(values), size=len(values))]) for _ in range(num)]
+  return tuple(np.percentile(draws, (2.5, 97.5)).tolist())
 
 
 def measure(clips: list[Clip], made: list[Clip]) -> dict:
@@ -101,18 +95,17 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
     if a.audio is not None:
       for name, values in sound_scores(a, b).items():
         sound.setdefault(name, []).extend(values)
-  return {'psnr': psnr(clips, made), 'sdr': sdr(clips, made), 'scores': table, 'sound': sound}
+  return {'psnr': distortion.psnr(pictures(clips, made)), 'sdr': distortion.sdr(sounds(clips, made)), 'scores': table, 'sound': sound}
 
 
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
   from veojax import cli
   cli.enable_compilation_cache()
-  codecs = (VideoCodec.load(codec_file.locate(video_codec, 'video')),
-            AudioCodec.load(codec_file.locate(audio_codec, 'audio')))
+  both = codecs.load(video_codec, 'video'), codecs.load(audio_codec, 'audio')
   dataset = heldout.split(data)
   num = min(len(dataset), int(cli.options(list(options)).get('num_clips', 200)))
   clips = [dataset[i] for i in range(num)]
-  made = [through(clip, *codecs) for clip in progress.track(clips, 'through the codecs')]
+  made = [through(clip, *both) for clip in progress.track(clips, 'through the codecs')]
   result = measure(clips, made)
   out = console.Console(width=100)
   out.print(f'PSNR {result["psnr"]:.2f} dB, SDR {result["sdr"]:.2f} dB over {num} clips of {clips[0].video.shape}',

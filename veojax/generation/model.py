@@ -17,13 +17,13 @@ from veojax import sharding
 from veojax.data import packing
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
-from veojax.generation import sampling
+from veojax.generation import codecs, sampling
 from veojax.generation.export import Sample
 from veojax.generation.sampling import SamplingConfig
 from veojax.models import weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.dit import DiT, DiTConfig
-from veojax.models.video_codec import VideoCodec
+from veojax.models.picture_codec import PictureCodec
 from veojax.types import Tokens
 
 ROW_STEP = 32  # rows are this many tokens or a multiple: clips of near sizes share a compilation
@@ -51,7 +51,7 @@ class ModelConfig:
 class Model:
   """What `veojax.load` gives."""
 
-  def __init__(self, config: ModelConfig, dit: DiT, video_codec: VideoCodec | None, audio_codec: AudioCodec | None,
+  def __init__(self, config: ModelConfig, dit: DiT, video_codec: PictureCodec | None, audio_codec: AudioCodec | None,
                tokenizer: Tokenizer, name: str = ''):
     self.config, self.dit, self.tokenizer, self.name = config, dit, tokenizer, name
     self.video_codec, self.audio_codec = video_codec, audio_codec
@@ -174,9 +174,9 @@ def load(name) -> Model:
   with sharding.default_mesh():
     dit = jax.tree.map(jax.numpy.asarray, dit)
   # The codecs belong to no mesh, so that they can be called anywhere.
-  codecs = [codec.load(path) if (path := folder / f'{kind}_vae.safetensors').exists() else None
-            for kind, codec in (('video', VideoCodec), ('audio', AudioCodec))]
-  return Model(config, dit, *codecs, Tokenizer.load(folder / 'text.model'), name=str(name))
+  both = [codecs.load(path, kind) if (path := folder / f'{kind}_vae.safetensors').exists() else None
+          for kind in codecs.KINDS]
+  return Model(config, dit, *both, Tokenizer.load(folder / 'text.model'), name=str(name))
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:

@@ -25,6 +25,8 @@ class AudioCodec(codec_file.Stored):
   std_C: np.ndarray
   chunk: int = 64
 
+  VAE, CONFIG = AudioVAE, AudioVAEConfig
+
   @property
   def sample_rate(self) -> int:
     return self.vae.cfg.sample_rate
@@ -40,10 +42,6 @@ class AudioCodec(codec_file.Stored):
   @property
   def hop(self) -> int:
     return self.vae.cfg.hop
-
-  @classmethod
-  def load(cls, path) -> 'AudioCodec':
-    return codec_file.load(path, cls, AudioVAE, AudioVAEConfig)
 
   def latent_length(self, num_samples: int) -> int:
     """Latents of a sound of `num_samples` samples."""
@@ -82,22 +80,15 @@ class AudioCodec(codec_file.Stored):
     audio = np.concatenate(out)[:min(num_samples, known)]
     return np.pad(np.clip(audio, -1, 1), ((0, num_samples - len(audio)), (0, 0)))
 
+  def reconstruct(self, audio: np.ndarray) -> np.ndarray:
+    """The sound through the codec and back."""
+    return self.decode(self.encode(audio), len(audio))
+
 
 def statistics(vae: AudioVAE, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of the posterior's mean per channel, over batches float32[B, R, channels].
-
-  R is a multiple of hop; batches of one shape compile once. The deviation is at least 1e-3, so that dividing by it does
-  not blow up a channel that carries nothing.
-  """
-  count, total, square = 0, 0.0, 0.0
-  for batch in batches:
-    mean_NC = np.asarray(_posterior_mean(vae, batch), np.float64).reshape(-1, vae.cfg.latent_channels)
-    count, total, square = count + len(mean_NC), total + mean_NC.sum(0), square + np.square(mean_NC).sum(0)
-  if not count:
-    raise ValueError('no batch to measure the latents on: give at least one')
-  mean_C = total / count
-  std_C = np.sqrt(np.maximum(square / count - np.square(mean_C), 1e-6))
-  return mean_C.astype(np.float32), std_C.astype(np.float32)
+  """`codec_file.moments` of the posterior means of float32[B, R, channels] batches, R a multiple of hop; batches of one
+  shape compile once."""
+  return codec_file.moments(_posterior_mean(vae, batch) for batch in batches)
 
 
 def _pieces(x, size):

@@ -3,6 +3,7 @@ settings."""
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ SHIPPED = pathlib.Path(__file__).resolve().parent.parent / 'weights'  # what the
 
 
 class Stored:
-  """What every codec can do because it has a `vae` and the statistics of its latents."""
+  """What every codec can do because it has a `vae` and the statistics of its latents, and names the classes VAE and
+  CONFIG (the VAE's configuration)."""
 
   @property
   def latent_channels(self) -> int:
@@ -30,6 +32,10 @@ class Stored:
   def hash(self) -> str:
     """Sixteen hex digits that change with anything that changes the latents."""
     return self._fingerprint
+
+  @classmethod
+  def load(cls, path) -> 'Stored':
+    return load(path, [cls])
 
   def save(self, path, dtype=None):
     """Writes the codec as one file; dtype np.float16 halves it, and rounds the weights."""
@@ -57,16 +63,32 @@ def save(path, codec, dtype=None):
   weights.save(path, codec.vae, metadata(codec), dtype)
 
 
-def load(path, codec_class, vae_class, config_class):
-  """The codec in a file. Raises ValueError where the file is missing, damaged or another kind's."""
+def load(path, classes):
+  """The codec in a file, of one of some classes. Raises ValueError where the file is missing, damaged or of none."""
   flat, stored = weights.load(path)
-  if stored.get('codec') != codec_class.__name__:
-    raise ValueError(f'{path} holds a {stored.get("codec", "model that is no codec")}, not a {codec_class.__name__}; '
+  named = {c.__name__: c for c in classes}
+  if stored.get('codec') not in named:
+    raise ValueError(f'{path} holds a {stored.get("codec", "model that is no codec")}, not a {" or a ".join(named)}; '
                      'give the file of the other codec')
-  config = door.build(config_class, stored['config'], 'codec')
-  vae = jax.eval_shape(lambda key: vae_class(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+  codec = named[stored['codec']]
+  config = door.build(codec.CONFIG, stored['config'], 'codec')
+  vae = jax.eval_shape(lambda key: codec.VAE(config, rngs=nnx.Rngs(key)), jax.random.key(0))
   vae = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights.replace(vae, flat))
-  return codec_class(vae, *(np.array(stored[name], np.float32) for name in ARRAYS), **stored['settings'])
+  return codec(vae, *(np.array(stored[name], np.float32) for name in ARRAYS), **stored['settings'])
+
+
+def moments(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation per channel, float32[C] each, of arrays [..., C]. A channel that carries nothing is left
+  at its scale, instead of having its rounding errors blown up."""
+  count, total, squares = 0, 0.0, 0.0
+  for latent in latents:
+    latent_NC = np.asarray(latent, np.float64).reshape(-1, np.shape(latent)[-1])
+    count, total, squares = count + len(latent_NC), total + latent_NC.sum(0), squares + np.square(latent_NC).sum(0)
+  if not count:
+    raise ValueError('no clip to measure the statistics of latents on; give at least one')
+  mean = total / count
+  std = np.sqrt(np.maximum(squares / count - mean ** 2, 0))
+  return mean.astype(np.float32), np.where(std > 1e-4, std, 1).astype(np.float32)
 
 
 def fingerprint(codec) -> str:

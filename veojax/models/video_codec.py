@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from veojax.models import codec_file
+from veojax.models.picture_codec import PictureCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 
 
@@ -35,7 +36,7 @@ def decode_tile(vae: VideoVAE, latent_BTHWC, state):
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoCodec(codec_file.Stored):
+class VideoCodec(PictureCodec):
   """A trained VideoVAE with the statistics of its latents.
 
   `chunk` is in latent frames; `tile` (the side of a tile) and `overlap` are in pixels. A clip smaller than a chunk or a
@@ -48,6 +49,8 @@ class VideoCodec(codec_file.Stored):
   tile: int = 256
   overlap: int = 64
 
+  VAE, CONFIG = VideoVAE, VideoVAEConfig
+
   def __post_init__(self):
     sc = self.vae.cfg.spatial_compression
     if self.tile % sc or self.overlap % sc or not 0 <= self.overlap <= self.tile // 2 or self.tile < 1:
@@ -55,10 +58,7 @@ class VideoCodec(codec_file.Stored):
                        'most half the tile')
     if self.chunk < 1:
       raise ValueError(f'chunk={self.chunk}; give one latent frame or more')
-    for name in ('mean_C', 'std_C'):
-      if np.shape(getattr(self, name)) != (self.vae.cfg.latent_channels,):
-        raise ValueError(f'{name} has shape {np.shape(getattr(self, name))}; this VAE has '
-                         f'{self.vae.cfg.latent_channels} latent channels')
+    self.check_statistics()
 
   @property
   def temporal_compression(self) -> int:
@@ -68,24 +68,9 @@ class VideoCodec(codec_file.Stored):
   def spatial_compression(self) -> int:
     return self.vae.cfg.spatial_compression
 
-  @classmethod
-  def load(cls, path) -> 'VideoCodec':
-    return codec_file.load(path, cls, VideoVAE, VideoVAEConfig)
-
-  def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """(t, h, w, C) of the latents of a clip of any size and length."""
-    cfg = self.vae.cfg
-    if min(num_frames, height, width) < 1:
-      raise ValueError(f'{num_frames} frames of {height}×{width} pixels; give at least one of each')
-    return (1 + -(-(num_frames - 1) // cfg.temporal_compression), -(-height // cfg.spatial_compression),
-            -(-width // cfg.spatial_compression), cfg.latent_channels)
-
-  def encode(self, video_THWC: np.ndarray) -> np.ndarray:
-    """uint8[T, H, W, 3] → float32[t, h, w, C], normalised, of `latent_shape(T, H, W)`."""
-    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3:
-      raise ValueError(f'video is {video_THWC.dtype}{list(video_THWC.shape)}; give uint8[T, H, W, 3]')
+  def _encode(self, video_THWC, shape):
     tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
-    t, h, w, _ = self.latent_shape(*video_THWC.shape[:3])
+    t, h, w, _ = shape
     tiles = Tiles(h, w, self.tile // sc, self.overlap // sc, scale=1)
     latent = np.empty((t, h, w, self.vae.cfg.latent_channels), np.float32)
     for k in range(0, t, self.chunk):
@@ -94,21 +79,15 @@ class VideoCodec(codec_file.Stored):
       piece = extend(piece, tc * self.chunk - (tc - 1 if k == 0 else 0), tiles.height * sc, tiles.width * sc)
       mean = tiles.run(piece, functools.partial(encode_tile, self.vae), sc)
       latent[k:k + self.chunk] = mean[:t - k, :h, :w]
-    return (latent - self.mean_C) / self.std_C
+    return latent
 
-  def decode(self, latent_THWC: np.ndarray, num_frames: int, height: int, width: int) -> np.ndarray:
-    """float32[t, h, w, C] of `latent_shape(num_frames, height, width)` → uint8[num_frames, height, width, 3]."""
-    expected = self.latent_shape(num_frames, height, width)
-    if latent_THWC.shape != expected:
-      raise ValueError(f'latents of shape {list(latent_THWC.shape)} for {num_frames} frames of {height}×{width} '
-                       f'pixels; their shape is {list(expected)}')
+  def _decode(self, latent_THWC, num_frames, height, width):
     tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
-    t, h, w, _ = expected
+    t, h, w, _ = latent_THWC.shape
     tiles = Tiles(h, w, self.tile // sc, self.overlap // sc, scale=sc)
     video = np.empty((num_frames, height, width, 3), np.uint8)
     for k in range(0, t, self.chunk):
-      piece = latent_THWC[k:k + self.chunk] * self.std_C + self.mean_C
-      piece = extend(piece.astype(np.float32), self.chunk, tiles.height, tiles.width)
+      piece = extend(latent_THWC[k:k + self.chunk], self.chunk, tiles.height, tiles.width)
       pixels = tiles.run(piece, functools.partial(decode_tile, self.vae), 1)
       start = max(0, tc * (k - 1) + 1)
       pixels = pixels[:num_frames - start, :height, :width]
@@ -177,14 +156,5 @@ def extend(x_THWC: np.ndarray, t: int, h: int, w: int) -> np.ndarray:
 
 
 def statistics(vae: VideoVAE, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Per-channel mean and standard deviation, float32[C], of the posterior means of uint8[B, T, H, W, 3] batches."""
-  count, total, squares = 0, 0.0, 0.0
-  for batch in batches:
-    latent = np.asarray(encode_tile(vae, batch, None)[0], np.float64).reshape(-1, vae.cfg.latent_channels)
-    count, total, squares = count + len(latent), total + latent.sum(0), squares + np.square(latent).sum(0)
-  if not count:
-    raise ValueError('no batch to measure the statistics of latents on; give at least one')
-  mean = total / count
-  # A channel that carries nothing is left at its scale instead of having its rounding errors blown up.
-  std = np.sqrt(np.maximum(squares / count - mean ** 2, 0))
-  return mean.astype(np.float32), np.where(std > 1e-4, std, 1).astype(np.float32)
+  """`codec_file.moments` of the posterior means of uint8[B, T, H, W, 3] batches."""
+  return codec_file.moments(encode_tile(vae, batch, None)[0] for batch in batches)

@@ -20,7 +20,7 @@ from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, heldout, optimizer
+from veojax.training import adversarial, audio_losses, distortion, heldout, optimizer
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.audio_losses import AudioLossConfig
 from veojax.training.loop import LoopConfig
@@ -90,22 +90,20 @@ class AudioVAEStage:
     return AudioCodec(vae, *audio_codec.statistics(vae, batches))
 
   def evaluate(self, ema) -> dict[str, float]:
-    """Signal-to-distortion ratio in dB (of the energies of all clips together) and log-mel distance, of held-out
-    clips."""
-    codec, signal, noise, mel = self.codec(ema), 0.0, 1e-12, []
+    """Signal-to-distortion ratio in dB and log-mel distance of held-out clips."""
+    codec, pairs = self.codec(ema), []
     for clip in heldout.clips(self.config.data, 'num_samples', self.config.evaluation_clips):
       audio = pipeline.mix(clip.audio, codec.channels)
-      out = codec.decode(codec.encode(audio), len(audio))
-      signal, noise = signal + np.sum(np.square(audio)), noise + np.sum(np.square(out - audio))
-      rows = [audio_losses.as_rows(jnp.asarray(x[None])) for x in (out, audio)]
-      mel.append(float(audio_losses.log_mel_distance(*rows, codec.sample_rate)))
-    return {'sdr': float(10 * np.log10(max(signal, 1e-12) / noise)), 'log_mel': float(np.mean(mel))}
+      pairs.append((audio, codec.reconstruct(audio)))
+    rows = [[audio_losses.as_rows(jnp.asarray(x[None])) for x in pair] for pair in pairs]
+    mel = [float(audio_losses.log_mel_distance(made, true, codec.sample_rate)) for true, made in rows]
+    return {'sdr': distortion.sdr(pairs), 'log_mel': float(np.mean(mel))}
 
   def draw(self, ema, step: int, folder: pathlib.Path):
     """A held-out sound and its reconstruction, one after the other, as wav and as spectrogram."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_samples', 1)))
     audio = pipeline.mix(clip.audio, codec.channels)
-    both = np.concatenate([audio, codec.decode(codec.encode(audio), len(audio))])
+    both = np.concatenate([audio, codec.reconstruct(audio)])
     folder.mkdir(exist_ok=True)
     sample = export.Sample(**vars(Clip(audio=both, sample_rate=codec.sample_rate)))
     sample.save(folder / f'{step:07d}.wav')

@@ -8,16 +8,13 @@ from rich import console
 
 from veojax import config as door
 from veojax import sharding
-from veojax.models import codec_file
-from veojax.models.audio_codec import AudioCodec
-from veojax.models.video_codec import VideoCodec
+from veojax.generation import codecs
 from veojax.training import journal, loop
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage
 from veojax.training.transformer import TransformerRun, TransformerStage
 from veojax.training.video_vae import VideoVAERun, VideoVAEStage
 
 RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun}
-CODECS = {'video': VideoCodec, 'audio': AudioCodec}
 # What may change between two starts of one run; anything else would make another model of it, or other data.
 FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
         'loop.num_threads', 'loop.num_workers', 'mesh.', 'prompts', 'sampling.', 'clip.', 'data', 'video_codec',
@@ -63,9 +60,9 @@ def train(config, workdir) -> dict[str, float]:
                             highlight=False)
     return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
   if isinstance(config, TransformerRun):
-    codecs = [codec_of(config, workdir, kind) for kind in CODECS]
+    both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
-      stage = TransformerStage(config, workdir, *codecs)
+      stage = TransformerStage(config, workdir, *both)
   else:
     stage = (VideoVAEStage if isinstance(config, VideoVAERun) else AudioVAEStage)(config)
   return loop.fit(stage, workdir)
@@ -101,4 +98,4 @@ def codec_of(config: TransformerRun, workdir: pathlib.Path, kind: str):
     inner = build(read_config(path))
     train(dataclasses.replace(inner, data=inner.data or config.data), workdir / f'{kind}_vae')
     path = workdir / f'{kind}_vae'
-  return CODECS[kind].load(codec_file.locate(path, kind))
+  return codecs.load(path, kind)

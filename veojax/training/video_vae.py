@@ -23,7 +23,7 @@ from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, heldout, optimizer
+from veojax.training import adversarial, audio_losses, distortion, heldout, optimizer
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -123,17 +123,15 @@ class VideoVAEStage:
     return VideoCodec(vae, *video_codec.statistics(vae, batches), tile=self.config.tile, overlap=self.config.overlap)
 
   def evaluate(self, ema) -> dict[str, float]:
-    """PSNR in dB of held-out clips, whole, through the codec; by the mean squared error over all of them."""
-    codec, errors = self.codec(ema), []
-    for clip in heldout.clips(self.config.data, 'num_frames', self.config.evaluation_clips):
-      out = codec.decode(codec.encode(clip.video), *clip.video.shape[:3])
-      errors.append(np.mean(np.square(out.astype(np.float32) - clip.video)))
-    return {'psnr': float(10 * np.log10(255 ** 2 / np.mean(errors)))}
+    """PSNR in dB of held-out clips, whole, through the codec."""
+    codec = self.codec(ema)
+    clips = heldout.clips(self.config.data, 'num_frames', self.config.evaluation_clips)
+    return {'psnr': distortion.psnr((clip.video, codec.reconstruct(clip.video)) for clip in clips)}
 
   def draw(self, ema, step: int, folder: pathlib.Path):
     """Frames of a held-out clip over their reconstructions."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_frames', 1)))
-    out = Clip(video=codec.decode(codec.encode(clip.video), *clip.video.shape[:3]), fps=clip.fps)
+    out = Clip(video=codec.reconstruct(clip.video), fps=clip.fps)
     folder.mkdir(exist_ok=True)
     sheet = np.concatenate([export.contact_sheet(clip), export.contact_sheet(out)], 0)
     (folder / f'{step:07d}.png').write_bytes(export.png(sheet))

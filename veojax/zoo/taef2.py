@@ -6,6 +6,7 @@ nearest the latents norm over the whole frame, so frames are not cut into tiles.
 """
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from veojax.models import codec_file, conv, layers, video_codec
 from veojax.models.conv import SpatialConv, Video
+from veojax.models.picture_codec import PictureCodec
 from veojax.zoo import weight_table
 from veojax.zoo.transforms import CONV, pointwise
 from veojax.zoo.weight_table import Rule
@@ -163,7 +165,7 @@ def _decode(vae: TAEF2, latent_BTHWC):
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameCodec(codec_file.Stored):
+class FrameCodec(PictureCodec):
   """A TAEF2 with the statistics of its latents, to be used as a `VideoCodec` is.
 
   A clip is extended by repeating its edges to multiples of 8 pixels and of `chunk` frames, which are done at a time;
@@ -174,49 +176,34 @@ class FrameCodec(codec_file.Stored):
   std_C: np.ndarray
   chunk: int = 4
 
-  temporal_compression = 1
-  spatial_compression = SPATIAL_COMPRESSION
+  VAE, CONFIG = TAEF2, TAEF2Config
+  temporal_compression, spatial_compression = 1, SPATIAL_COMPRESSION
 
   def __post_init__(self):
     if self.chunk < 1:
       raise ValueError(f'chunk={self.chunk}; give one frame or more')
-    for name in ('mean_C', 'std_C'):
-      if np.shape(getattr(self, name)) != (self.latent_channels,):
-        raise ValueError(f'{name} has shape {np.shape(getattr(self, name))}; this codec has {self.latent_channels} '
-                         'latent channels')
+    self.check_statistics()
 
-  @classmethod
-  def load(cls, path) -> 'FrameCodec':
-    """From a file that `save` wrote; `taef2.load` reads published weights."""
-    return codec_file.load(path, cls, TAEF2, TAEF2Config)
-
-  def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """(t, h, w, C) of the latents of a clip of any size and length."""
-    if min(num_frames, height, width) < 1:
-      raise ValueError(f'{num_frames} frames of {height}×{width} pixels; give at least one of each')
-    return num_frames, -(-height // SPATIAL_COMPRESSION), -(-width // SPATIAL_COMPRESSION), self.latent_channels
-
-  def encode(self, video_THWC: np.ndarray) -> np.ndarray:
-    """uint8[T, H, W, 3] → float32[T, h, w, C], normalised, of `latent_shape(T, H, W)`."""
-    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3:
-      raise ValueError(f'video is {video_THWC.dtype}{list(video_THWC.shape)}; give uint8[T, H, W, 3]')
-    t, h, w, _ = self.latent_shape(*video_THWC.shape[:3])
+  def _encode(self, video_THWC, shape):
+    t, h, w, _ = shape
     size = h * SPATIAL_COMPRESSION, w * SPATIAL_COMPRESSION
-    latent = np.concatenate([
+    return np.concatenate([
         _encode(self.vae, video_codec.extend(video_THWC[i:i + self.chunk], self.chunk, *size)[None])[0]
         for i in range(0, t, self.chunk)])[:t]
-    return (latent - self.mean_C) / self.std_C
 
-  def decode(self, latent_THWC: np.ndarray, num_frames: int, height: int, width: int) -> np.ndarray:
-    """float32[t, h, w, C] of `latent_shape(num_frames, height, width)` → uint8[num_frames, height, width, 3]."""
-    expected = self.latent_shape(num_frames, height, width)
-    if latent_THWC.shape != expected:
-      raise ValueError(f'latents of shape {list(latent_THWC.shape)} for {num_frames} frames of {height}×{width} '
-                       f'pixels; their shape is {list(expected)}')
-    latent = (latent_THWC * self.std_C + self.mean_C).astype(np.float32)
-    pixels = [_decode(self.vae, video_codec.extend(latent[i:i + self.chunk], self.chunk, *expected[1:3])[None])[0]
+  def _decode(self, latent_THWC, num_frames, height, width):
+    size = latent_THWC.shape[1:3]
+    pixels = [_decode(self.vae, video_codec.extend(latent_THWC[i:i + self.chunk], self.chunk, *size)[None])[0]
               for i in range(0, num_frames, self.chunk)]
     return np.concatenate(pixels)[:num_frames, :height, :width]
+
+
+def fitted(codec: FrameCodec, videos: Iterable[np.ndarray]) -> FrameCodec:
+  """The codec with the statistics of the latents of some clips, uint8[T, H, W, 3] each: what a model is trained on has
+  zero mean and unit variance per channel."""
+  plain = dataclasses.replace(codec, mean_C=np.zeros_like(codec.mean_C), std_C=np.ones_like(codec.std_C))
+  mean_C, std_C = codec_file.moments(plain.encode(video) for video in videos)
+  return dataclasses.replace(codec, mean_C=mean_C, std_C=std_C)
 
 
 def load(source, mean_C=None, std_C=None, chunk: int = 4) -> FrameCodec:
