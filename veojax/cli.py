@@ -139,6 +139,9 @@ def generate(argv) -> int:
   The file's tags say that it is AI-generated, with the model's name, the seed and the prompt.
   Besides those below: --negative_prompt --num_frames --height --width --fps --seed --num_inference_steps
   --guidance_scale --audio_guidance_scale --guidance_rescale --guidance_interval --sampler --video_shift ...
+  What of the clip is given: --image --last_image --keyframes="{0.5: 'middle.png'}" --references="['face.png']"
+  --video --audio --mask --strength, and --task where it does not follow from these: image, sound, extend,
+  extend_backward, inpaint, outpaint, soundtrack, picture, edit
   """
   parser = _parser('generate')
   parser.add_argument('--model', required=True, help='folder of a run')
@@ -148,6 +151,8 @@ def generate(argv) -> int:
                       help='.mp4 .webm .gif .wav .png; of several prompts the number is added')
   parser.add_argument('--no_prompt_in_file', '--no-prompt-in-file', action='store_true',
                       help='the tags of the file then name the model and the seed, not the prompt')
+  parser.add_argument('--paste', action='store_true',
+                      help='put the given pixels and samples themselves over what the codecs make of them')
   known, rest = parser.parse_known_args(argv)
   prompts = list(known.prompt or []) + (read_prompts(known.prompt_file) if known.prompt_file else [])
   if not prompts:
@@ -163,7 +168,7 @@ def generate(argv) -> int:
   loaded = model.load(known.model)
   if 'negative_prompt' in given:
     given['negative_prompt'] = str(given['negative_prompt'])
-  clips = loaded.generate(prompts, **given)
+  clips = loaded.generate(prompts, paste=known.paste, **given)
   for i, clip in enumerate(clips):
     path = output if len(clips) == 1 else output.with_stem(f'{output.stem}_{i}')
     clip.save(path, with_prompt=not known.no_prompt_in_file)

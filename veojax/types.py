@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PADDING, TEXT, AUDIO, VIDEO = range(4)  # a token's modality
+GIVEN = -1  # instead of the number of a noise level: none, these tokens are given
 MODALITIES = ('padding', 'text', 'audio', 'video')
 
 
@@ -60,7 +61,8 @@ class Tokens(NamedTuple):
   """Packed rows: clips of any shape, sound and captions laid one after another in rows of a fixed length.
 
   A row holds several segments (clips, numbered from 1; 0 is padding). Each token points to a *group*: the tokens of one
-  segment, one modality and one noise level. Noise levels are kept per group (float[B, G]) and gathered to the tokens.
+  segment, one modality and one noise level. Noise levels are kept per group (float[B, G]) and gathered to the tokens;
+  groups of one `group_level` stand at one time, before the shifts of their modalities, and GIVEN ones at noise 0.
   The text of every segment stands in `text` as ids; the tokens of modality TEXT point into it.
   """
   latent: Any          # float[B, L, C]; channels beyond a modality's own are zero; zero for text
@@ -71,6 +73,7 @@ class Tokens(NamedTuple):
   group: Any           # int32[B, L]: index into G; 0 is padding's
   group_modality: Any  # int32[B, G]
   group_segment: Any   # int32[B, G]; 0 where the group is unused
+  group_level: Any     # int32[B, G]: number in [0, G) of the group's time, or GIVEN
   text: Any            # int32[B, S]: ids of the text tokenizer
   text_segment: Any    # int32[B, S]; 0 is padding
   text_index: Any      # int32[B, L]: for tokens of modality TEXT the place in S, else 0

@@ -3,8 +3,9 @@
 A cache is a folder:
 
   cache.json   what it holds: hashes of the codecs that made it and of the data set, and the codecs' compressions
-  index.npz    per clip: where its tokens start, its latent shape, fps, size in pixels, caption
-  video/       float16[tokens, C], zarr3 in shards of many chunks; a clip is [start, start + t h w), frame by frame
+  index.npz    per clip: where its tokens start, its latent shape, fps, size in pixels, stills, caption
+  video/       float16[tokens, C], zarr3 in shards of many chunks; a clip is [start, start + t h w), frame by frame,
+               and after it stand the frames that were encoded alone, its stills, h w tokens each
   audio/       float16[tokens, C]; a clip is [start, start + n)
   parts/       a file for every finished part, with its captions; a part is a run of clips that alone fills its shards
 
@@ -17,10 +18,10 @@ import threading
 import numpy as np
 import tensorstore as ts
 
-from veojax.data.packing import LatentClip
+from veojax.data.packing import LatentClip, Still
 from veojax.data.pipeline import Lengths
 
-FORMAT = 1
+FORMAT = 2
 RECORD, INDEX, PARTS = 'cache.json', 'index.npz', 'parts'
 CACHE_BYTES = 2**26  # of a process, for chunks and the shards' indices
 
@@ -60,17 +61,24 @@ class LatentCache:
     if not 0 <= clip < len(self):
       raise IndexError(f'clip {clip} of a cache of {len(self)}')
     shape, length = self.lengths.video[clip], int(self.lengths.audio[clip])
+    frames = self._stills(clip)
     # Both reads under way before waiting for either.
-    video = self._read('video', clip, int(shape.prod())) if shape.all() else None
+    video = self._read('video', clip, int(shape.prod() + len(frames) * shape[1:].prod())) if shape.all() else None
     audio = self._read('audio', clip, length) if length else None
     number = lambda name: self.index[name][clip].item()
+    cells = None if video is None else video.result().reshape(-1, *shape[1:], video.result().shape[-1])
     return LatentClip(
-        video=None if video is None else video.result().reshape(*shape, -1),
+        video=None if cells is None else cells[:shape[0]],
+        stills=tuple(Still(cells[shape[0] + i], frame / number('fps')) for i, frame in enumerate(frames)),
         audio=None if audio is None else audio.result(),
         fps=number('fps'), height=number('height'), width=number('width'),
         temporal_compression=self.record['temporal_compression'],
         spatial_compression=self.record['spatial_compression'], latent_rate=self.record['latent_rate'],
         text=self.text(clip))
+
+  def _stills(self, clip: int) -> list[int]:
+    start, end = self.index['still_start'][clip:clip + 2]
+    return self.index['still_frame'][start:end].tolist()
 
   def text(self, clip: int) -> str:
     start, end = self.index['text_start'][clip:clip + 2]

@@ -1,15 +1,17 @@
 """Clips of any shape into rows of a fixed number of tokens: which clips share a row, and the row's tokens.
 
-A row's segments stand one after another, each as text, then sound, then picture (frame by frame, top to bottom, left to
-right); padding is at the end. Positions are the centres, and extents the lengths, of what a token covers:
+A row's segments stand one after another, each as text, then sound, then stills, then picture (frame by frame, top to
+bottom, left to right); padding is at the end. Positions are the centres, and extents the lengths, of what a token covers:
 
   picture, cell (k, i, j)   k = 0: frame 0 alone, [0, 1/fps); k >= 1: frames tc(k-1)+1 .. tc k, as the causal codec
                             groups them. y = ((i + 1/2) sc - H/2) / sqrt(H W), and x likewise; sc and tc are the codec's
                             compressions, H and W the pixels of the clip itself (before the codec pads it).
   sound, latent j           [j, j + 1) / rate seconds; centred in space, as large as the frame.
+  still                     the cells of one frame, encoded alone, that is shown for 1/fps from a time of its own on.
   text                      position 0, extent 0.
 
-Noise-level groups of a row: 0 is padding; segment s >= 1 of modality m has group 1 + 3 (s - 1) + (m - 1).
+Noise-level groups of a row are numbered as they come; 0 is padding. What is to be made of a clip has one time in all, or
+one for each latent frame and the sound beside it (`frame_levels`); text, stills and given tokens have none.
 
 An epoch's rows are planned from the index of lengths alone, as a pure function of (seed, epoch), and every epoch has
 the same number of rows. So a global row number says by one division which epoch and which clips it is made of.
@@ -24,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from veojax.types import AUDIO, TEXT, VIDEO, Tokens
+from veojax.types import AUDIO, GIVEN, TEXT, VIDEO, Tokens
 
 SHUFFLE, SHUFFLE_ROWS = 1, 2  # streams of random numbers, so that one seed serves several uses
 MAX_OPEN_ROWS = 256  # rows kept open while an epoch is planned: more fill better and take longer
@@ -37,6 +39,7 @@ class PackConfig:
   max_clips: int = 8       # segments of a row
   max_text: int = 128      # text tokens of one clip; longer captions are truncated by the tokenizer
   channels: int = 32       # C: the widest modality's
+  groups_per_clip: int = 6  # noise-level groups: text; sound and picture, to be made and given; stills
 
   def __post_init__(self):
     if min(self.row_tokens, self.text_tokens, self.max_clips, self.max_text, self.channels) < 1:
@@ -49,12 +52,18 @@ class PackConfig:
 
   @property
   def num_groups(self) -> int:
-    """G: padding, and three modalities for each segment."""
-    return 1 + 3 * self.max_clips
+    """G: padding, and those of each segment."""
+    return 1 + self.groups_per_clip * self.max_clips
+
+
+class Still(NamedTuple):
+  """One frame encoded alone, given outside the grid: a last frame, a keyframe; at a time before 0 a reference."""
+  latent: np.ndarray  # float[h, w, C]
+  time: float         # seconds, when it begins to be shown
 
 
 class LatentClip(NamedTuple):
-  """One clip as the codecs give it, with what places it in time and space.
+  """One clip as the codecs give it, with what places it in time and space, and what of it is given.
 
   video: float[t, h, w, C] or None; audio: float[n, C] or None. height and width are pixels, 0 without picture.
   """
@@ -68,11 +77,16 @@ class LatentClip(NamedTuple):
   spatial_compression: int = 1
   latent_rate: float = 0.0  # sound latents a second
   text: str = ''            # the caption, before the tokenizer
+  video_given: np.ndarray | None = None  # bool[t, h, w]; None: nothing
+  audio_given: np.ndarray | None = None  # bool[n]
+  stills: tuple[Still, ...] = ()
+  frame_levels: bool = False  # every latent frame has a noise level of its own (diffusion forcing)
 
   @property
   def num_tokens(self) -> int:
     picture = math.prod(self.video.shape[:3]) if self.video is not None else 0
-    return len(self.text_ids) + (len(self.audio) if self.audio is not None else 0) + picture
+    stills = sum(math.prod(still.latent.shape[:2]) for still in self.stills)
+    return len(self.text_ids) + (len(self.audio) if self.audio is not None else 0) + stills + picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +199,7 @@ def pack(clips: Sequence[LatentClip], config: PackConfig) -> Tokens:
     raise ValueError(f'{len(clips)} clips of {total} tokens, {text} of them text, do not fit a row of max_clips='
                      f'{config.max_clips}, row_tokens={config.row_tokens}, text_tokens={config.text_tokens}')
   row, at, text_at = empty_row(config), 0, 0
+  groups = Groups(row)
   for segment, clip in enumerate(clips, 1):
     ids = np.asarray(clip.text_ids, np.int32)
     end = text_at + len(ids)
@@ -192,16 +207,65 @@ def pack(clips: Sequence[LatentClip], config: PackConfig) -> Tokens:
     row.text_segment[text_at:end] = segment
     row.text_index[at:at + len(ids)] = np.arange(text_at, end)
     nowhere = np.zeros((len(ids), 3), np.float32)
-    at = _place(row, at, segment, TEXT, nowhere, nowhere, None)
-    if clip.audio is not None:
-      at = _place(row, at, segment, AUDIO, *audio_geometry(
-          len(clip.audio), clip.latent_rate, clip.height, clip.width), clip.audio)
-    if clip.video is not None:
-      at = _place(row, at, segment, VIDEO, *video_geometry(
-          clip.video.shape[:3], clip.fps, clip.height, clip.width, clip.temporal_compression,
-          clip.spatial_compression), clip.video.reshape(-1, clip.video.shape[-1]))
+    at = _place(row, at, segment, TEXT, nowhere, nowhere, None, groups.given(segment, TEXT) if len(ids) else 0)
+    at = _place_media(row, at, segment, clip, groups)
     text_at = end
   return row
+
+
+def _place_media(row, at, segment, clip, groups) -> int:
+  frames = np.zeros(clip.video.shape[:3], int) if clip.video is not None else np.zeros((1, 1, 1), int)
+  if clip.frame_levels:
+    frames += np.arange(len(frames))[:, None, None]
+  levels = groups.levels(segment, len(frames) if clip.frame_levels else 1)
+  geometry = (clip.fps, clip.height, clip.width, clip.temporal_compression, clip.spatial_compression)
+  if clip.audio is not None:
+    position, extent = audio_geometry(len(clip.audio), clip.latent_rate, clip.height, clip.width)
+    beside = np.clip(np.ceil((position[:, 0] * clip.fps - 1) / clip.temporal_compression), 0, frames.max())
+    at = _place(row, at, segment, AUDIO, position, extent, clip.audio,
+                groups.of(segment, AUDIO, clip.audio_given, beside.astype(int), levels))
+  for still in clip.stills:
+    position, extent = video_geometry((1, *still.latent.shape[:2]), *geometry)
+    at = _place(row, at, segment, VIDEO, position + np.array([still.time, 0, 0], np.float32), extent,
+                still.latent.reshape(-1, still.latent.shape[-1]), groups.given(segment, VIDEO))
+  if clip.video is not None:
+    at = _place(row, at, segment, VIDEO, *video_geometry(clip.video.shape[:3], *geometry),
+                clip.video.reshape(-1, clip.video.shape[-1]),
+                groups.of(segment, VIDEO, clip.video_given, frames.ravel(), levels))
+  return at
+
+
+class Groups:
+  """Gives out the noise-level groups of a row, in order."""
+
+  def __init__(self, row: Tokens):
+    self.row, self.next, self.num_levels, self.known = row, 1, 0, {}
+
+  def levels(self, segment: int, count: int) -> np.ndarray:
+    """Numbers of `count` new times."""
+    self.num_levels += count
+    return np.arange(self.num_levels - count, self.num_levels)
+
+  def given(self, segment: int, modality: int) -> int:
+    return self._group(segment, modality, GIVEN)
+
+  def of(self, segment: int, modality: int, given, frame, levels) -> np.ndarray:
+    """The group of every token, from whether it is given and from its frame's number among `levels`."""
+    level = np.where(False if given is None else np.ravel(given), GIVEN, levels[frame])
+    values, index = np.unique(level, return_inverse=True)
+    return np.array([self._group(segment, modality, int(v)) for v in values])[index]
+
+  def _group(self, segment, modality, level) -> int:
+    key = segment, modality, level
+    if key not in self.known:
+      if self.next >= len(self.row.group_modality):
+        raise ValueError(f'segment {segment} has more noise levels than the row\'s {len(self.row.group_modality)} groups '
+                         'hold; raise groups_per_clip')
+      self.known[key] = self.next
+      self.row.group_segment[self.next], self.row.group_modality[self.next] = segment, modality
+      self.row.group_level[self.next] = level
+      self.next += 1
+    return self.known[key]
 
 
 def unpack(row: Tokens, segment: int, video_shape: tuple[int, int, int, int] | None = None,
@@ -210,17 +274,11 @@ def unpack(row: Tokens, segment: int, video_shape: tuple[int, int, int, int] | N
   def take(modality, shape):
     if shape is None:
       return None
-    mine = np.flatnonzero((row.segment == segment) & (row.modality == modality))
-    if len(mine) != math.prod(shape[:-1]):
-      raise ValueError(f'segment {segment} has {len(mine)} tokens of modality {modality}; shape {shape} wants '
-                       f'{math.prod(shape[:-1])}')
-    return np.asarray(row.latent)[mine, :shape[-1]].reshape(shape)
+    mine, count = np.flatnonzero((row.segment == segment) & (row.modality == modality)), math.prod(shape[:-1])
+    if len(mine) < count:
+      raise ValueError(f'segment {segment} has {len(mine)} tokens of modality {modality}; shape {shape} wants {count}')
+    return np.asarray(row.latent)[mine[len(mine) - count:], :shape[-1]].reshape(shape)  # stills stand before the grid
   return take(VIDEO, video_shape), take(AUDIO, audio_shape)
-
-
-def group(segment: int, modality: int) -> int:
-  """Index in G of the tokens of a segment (from 1) and modality."""
-  return 1 + 3 * (segment - 1) + (modality - 1)
 
 
 @functools.lru_cache(64)
@@ -260,14 +318,15 @@ def _frozen(geometry):
 def empty_row(config) -> Tokens:
   L, S, G = config.row_tokens, config.text_tokens, config.num_groups
   ints = {name: np.zeros(size, np.int32) for name, size in (
-      ('modality', L), ('segment', L), ('group', L), ('group_modality', G), ('group_segment', G), ('text', S),
-      ('text_segment', S), ('text_index', L))}
+      ('modality', L), ('segment', L), ('group', L), ('group_modality', G), ('group_segment', G), ('group_level', G),
+      ('text', S), ('text_segment', S), ('text_index', L))}
+  ints['group_level'][:] = GIVEN
   return Tokens(latent=np.zeros((L, config.channels), np.float32), position=np.zeros((L, 3), np.float32),
                 extent=np.zeros((L, 3), np.float32), **ints)
 
 
-def _place(row, at, segment, modality, position, extent, latent) -> int:
-  """Writes the tokens of one modality from `at` on; returns where they end."""
+def _place(row, at, segment, modality, position, extent, latent, group) -> int:
+  """Writes tokens of one modality, of one group or each of its own, from `at` on; returns where they end."""
   end = at + len(position)
   if end == at:
     return at
@@ -276,10 +335,8 @@ def _place(row, at, segment, modality, position, extent, latent) -> int:
       raise ValueError(f'latents of {latent.shape[-1]} channels do not fit tokens of {row.latent.shape[-1]}; '
                        'raise channels')
     row.latent[at:end, :latent.shape[-1]] = latent
-  g = group(segment, modality)
-  row.modality[at:end], row.segment[at:end], row.group[at:end] = modality, segment, g
+  row.modality[at:end], row.segment[at:end], row.group[at:end] = modality, segment, group
   row.position[at:end], row.extent[at:end] = position, extent
-  row.group_modality[g], row.group_segment[g] = modality, segment
   return end
 
 

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from veojax.data import packing
+from veojax.data import tasks as training_tasks
 from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.tasks import TaskConfig
 from veojax.types import Tokens
 
 log = logging.getLogger(__name__)
@@ -137,19 +139,21 @@ def _window(x, dim, size, rng):
 class RowSource:
   """Packed rows (`Tokens`, no batch dim) of clips' latents with their captions.
 
-  A caption is dropped (the empty prompt stands in) with probability caption_dropout, drawn per epoch and clip. A clip
-  longer than a row is cut to its beginning; one of which not even a frame fits, or with neither picture nor sound, is
+  A caption is dropped (the empty prompt stands in) with probability caption_dropout, and a task decides what of the clip
+  is given, both drawn per epoch and clip. A clip longer than a row is cut to its beginning; one of which not even a frame fits, or with neither picture nor sound, is
   left out. `report` counts both.
   """
 
-  def __init__(self, latents: LatentSource, tokenizer, config: PackConfig, seed: int = 0, caption_dropout: float = 0.1):
+  def __init__(self, latents: LatentSource, tokenizer, config: PackConfig, seed: int = 0, caption_dropout: float = 0.1,
+               tasks: TaskConfig = TaskConfig()):
     self.latents, self.tokenizer, self.config = latents, tokenizer, config
-    self.seed, self.caption_dropout = seed, caption_dropout
+    self.seed, self.caption_dropout, self.tasks = seed, caption_dropout, tasks
     video, audio = (np.asarray(x, np.int64).reshape(len(latents), -1) for x in latents.lengths)
     text = np.array([len(self._encode(latents.text(i))) for i in range(len(latents))], np.int64)
-    total = text + video.prod(1) + audio[:, 0]
     frame = video[:, 1] * video[:, 2]
-    keep = (total > text) & (text + np.maximum(frame, 1) <= config.row_tokens)
+    self.room = np.where(video[:, 0] > 1, tasks.num_stills * frame, 0)  # tokens kept free for stills
+    total = text + video.prod(1) + audio[:, 0] + self.room
+    keep = (total > text) & (text + np.maximum(frame, 1) + self.room <= config.row_tokens)
     self.clips = np.flatnonzero(keep)
     self.lengths = np.stack([np.minimum(total, config.row_tokens), text], 1)[keep]
     if not len(self.clips):
@@ -172,8 +176,7 @@ class RowSource:
     self.__dict__.update(state, _lock=threading.Lock())
 
   def __getitem__(self, row: int) -> Tokens:
-    clips = [self._read(clip, row // self.rows_per_epoch) for clip in self.clips_of(row)]
-    return packing.pack([packing.cut(c, self.config.row_tokens) for c in clips], self.config)
+    return packing.pack([self._read(clip, row // self.rows_per_epoch) for clip in self.clips_of(row)], self.config)
 
   def clips_of(self, row: int) -> list[int]:
     """Numbers, in `latents`, of the clips in a row, segment by segment."""
@@ -190,9 +193,14 @@ class RowSource:
     return self.tokenizer.encode(text, max_length=self.config.max_text)
 
   def _read(self, clip, epoch) -> LatentClip:
-    dropped = np.random.default_rng([self.seed, DROPOUT, epoch, clip]).random() < self.caption_dropout
+    rng = np.random.default_rng([self.seed, DROPOUT, epoch, clip])
+    dropped = rng.random() < self.caption_dropout
     latents = self.latents[clip]
-    return latents._replace(text_ids=self._encode('' if dropped else latents.text))
+    stills, whole = latents.stills, latents._replace(
+        text_ids=self._encode('' if dropped else latents.text), stills=())
+    part = packing.cut(whole, self.config.row_tokens - int(self.room[clip]))
+    # Of a clip that was cut no later frame is known.
+    return training_tasks.draw(part._replace(stills=stills) if part is whole else part, self.tasks, rng)
 
 
 # Batches.

@@ -17,7 +17,8 @@ from veojax import sharding
 from veojax.data import packing
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
-from veojax.generation import codecs, sampling
+from veojax.generation import codecs, sampling, tasks
+from veojax.generation.canvas import Canvas
 from veojax.generation.export import Sample
 from veojax.generation.sampling import SamplingConfig
 from veojax.models import weights
@@ -58,62 +59,50 @@ class Model:
 
   def generate(self, prompt: str | list[str], *, negative_prompt: str = '', num_frames: int | None = None,
                height: int | None = None, width: int | None = None, fps: float | int | None = None, seed: int = 0,
-               **options) -> Sample | list[Sample]:
+               paste: bool = False, **options) -> Sample | list[Sample]:
     """A clip with sound for a prompt, or a list of them for a list of prompts.
 
-    options: fields of `SamplingConfig`, by their names (num_inference_steps, guidance_scale, sampler, ...). Clip i is
-    made with the key fold_in(seed, i). Raises ValueError for sizes that are not positive and for unknown options.
+    options: what is given of the clip, as `tasks.Given` names it (image, last_image, keyframes, references, video, audio,
+    mask, task), and fields of `SamplingConfig` (num_inference_steps, guidance_scale, sampler, strength, ...). What is
+    given comes back as the codecs have it; `paste` puts the given pixels and samples themselves over it. Clip i is made
+    with the key fold_in(seed, i). Raises ValueError for sizes that are not positive, for what does not go together and
+    for unknown options.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
       raise ValueError('there is no prompt; give a text or a list of at least one')
-    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
-    clip = dataclasses.replace(self.config.clip, **{k: v for k, v in asked.items() if v is not None})
-    for name, value in vars(clip).items():
-      if not value > 0:
-        raise ValueError(f'{name}={value}; give a positive number')
+    given = tasks.Given(**{name: options.pop(name) for name in tasks.NAMES if name in options})
     config = self._sampling(options)
+    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
+    canvas = tasks.canvas(self, given, {k: v for k, v in asked.items() if v is not None}, edit=config.strength < 1)
     with sharding.default_mesh():
-      rows, unguided = self._rows(prompts, negative_prompt, clip)
+      latent = canvas.latents(self.video_codec, self.audio_codec, keep_unknown=config.strength < 1)
+      rows, unguided = self._rows(prompts, negative_prompt, latent)
       noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), rows.latent.shape[1:])
                         for i in range(len(prompts))])
-      latents = sampling.sample(self.dit, rows, unguided, noise, jax.random.key(seed), objective=self.config.objective,
-                                config=config)
+      made = sampling.sample(self.dit, rows, unguided, noise, jax.random.key(seed), objective=self.config.objective,
+                             config=config)
       info = {'model': self.name, 'seed': seed, **dataclasses.asdict(config)}
-      clips = [self._decode(Tokens(*(x[i] for x in rows._replace(latent=latents))), clip, text, {**info, 'index': i})
-               for i, text in enumerate(prompts)]
+      clips = [self._decode(Tokens(*(x[i] for x in rows._replace(latent=made))), canvas, latent, text,
+                            {**info, 'index': i}) for i, text in enumerate(prompts)]
+    if paste:
+      for clip in clips:
+        canvas.paste(clip, clip.sample_rate)
     return clips[0] if isinstance(prompt, str) else clips
 
   def _sampling(self, options) -> SamplingConfig:
     known = {f.name for f in dataclasses.fields(SamplingConfig)}
     for name in options:
       if name not in known:
-        others = {f.name for f in dataclasses.fields(ClipConfig)} | {'negative_prompt', 'seed'}
+        others = {f.name for f in dataclasses.fields(ClipConfig)} | {'negative_prompt', 'seed', 'paste', *tasks.NAMES}
         raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
     return dataclasses.replace(self.config.sampling, **options)
 
-  def latent_sizes(self, clip: ClipConfig) -> tuple[tuple[int, int, int, int] | None, tuple[int, int] | None]:
-    """Shapes of the picture's and the sound's latents of a clip; None without that codec."""
-    video = audio = None
-    if self.video_codec is not None:
-      video = (*self.video_codec.latent_shape(clip.num_frames, clip.height, clip.width)[:3],
-               self.video_codec.latent_channels)
-    if self.audio_codec is not None:
-      audio = (self.audio_codec.latent_length(self.num_samples(clip)), self.audio_codec.latent_channels)
-    return video, audio
+  def num_samples(self, num_frames: int, fps: float) -> int:
+    return round(num_frames / fps * self.audio_codec.sample_rate)
 
-  def num_samples(self, clip: ClipConfig) -> int:
-    return round(clip.num_frames / clip.fps * self.audio_codec.sample_rate)
-
-  def _rows(self, prompts, negative_prompt, clip) -> tuple[Tokens, Tokens]:
+  def _rows(self, prompts, negative_prompt, latent: packing.LatentClip) -> tuple[Tokens, Tokens]:
     """One row a prompt, and the same rows under the negative prompt, with media tokens in the same places."""
-    video, audio = self.latent_sizes(clip)
-    latent = packing.LatentClip(
-        video=np.zeros(video, np.float32) if video else None, audio=np.zeros(audio, np.float32) if audio else None,
-        fps=clip.fps, height=clip.height if video else 0, width=clip.width if video else 0,
-        temporal_compression=self.video_codec.temporal_compression if video else 1,
-        spatial_compression=self.video_codec.spatial_compression if video else 1,
-        latent_rate=self.audio_codec.latent_rate if audio else 0.0)
     length = self.config.max_text + latent.num_tokens
     pack = packing.PackConfig(row_tokens=-(-length // ROW_STEP) * ROW_STEP, text_tokens=self.config.max_text,
                               max_clips=1, max_text=self.config.max_text, channels=self.config.dit.channels)
@@ -122,14 +111,14 @@ class Model:
     guided, unguided = rows[:-1], rows[-1:] * len(prompts)
     return tuple(Tokens(*(np.stack(x) for x in zip(*part))) for part in (guided, unguided))
 
-  def _decode(self, row: Tokens, clip: ClipConfig, text: str, info: dict) -> Sample:
-    video_shape, audio_shape = self.latent_sizes(clip)
-    video, audio = packing.unpack(row, 1, video_shape, audio_shape)
-    out = Sample(text=text, info=info, fps=clip.fps)
+  def _decode(self, row: Tokens, canvas: Canvas, latent: packing.LatentClip, text: str, info: dict) -> Sample:
+    shapes = (None if x is None else x.shape for x in (latent.video, latent.audio))
+    video, audio = packing.unpack(row, 1, *shapes)
+    out = Sample(text=text, info=info, fps=canvas.fps)
     if video is not None:
-      out.video = self.video_codec.decode(video, clip.num_frames, clip.height, clip.width)
+      out.video = self.video_codec.decode(video, *canvas.video.shape[:3])
     if audio is not None:
-      out.audio, out.sample_rate = self.audio_codec.decode(audio, self.num_samples(clip)), self.audio_codec.sample_rate
+      out.audio, out.sample_rate = self.audio_codec.decode(audio, len(canvas.audio)), self.audio_codec.sample_rate
     return out
 
   def info(self) -> dict:

@@ -19,7 +19,7 @@ from veojax import sharding
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.objective import Objective
 from veojax.models import dit, layers
-from veojax.types import AUDIO, VIDEO, Tokens
+from veojax.types import AUDIO, GIVEN, VIDEO, Tokens
 
 SAMPLERS = {'ddpm': samplers.ddpm, 'ddim': samplers.ddim, 'euler': samplers.euler, 'heun': samplers.heun,
             'dpmpp_2m': samplers.dpmpp_2m}
@@ -36,8 +36,11 @@ class SamplingConfig:
   video_shift: float = 1.0
   audio_shift: float = 1.0
   spacing: Literal['uniform', 'quadratic', 'linear_quadratic'] = 'uniform'
+  strength: float = 1.0  # the level to begin at, from what stands there: below 1 an edit (Meng et al. 2022, SDEdit)
 
   def __post_init__(self):
+    if not 0 < self.strength <= 1:
+      raise ValueError(f'strength={self.strength}; give a number above 0 (keep all) up to 1 (keep nothing)')
     if self.num_inference_steps < 1:
       raise ValueError(f'num_inference_steps={self.num_inference_steps}; sampling takes at least 1 step')
     for name in ('video_shift', 'audio_shift'):
@@ -48,11 +51,12 @@ class SamplingConfig:
 
 
 def schedule(tokens: Tokens, config: SamplingConfig) -> Float[Array, 'steps b l 1']:
-  """Levels of every token of numpy rows; 0 all along for what is not sound or picture."""
+  """Levels of every token of numpy rows; 0 all along for what is given and for what is not sound or picture."""
   modality_BL1 = np.asarray(tokens.modality)[..., None]
+  given_BL1 = np.take_along_axis(np.asarray(tokens.group_level), np.asarray(tokens.group), 1)[..., None] == GIVEN
   shift = np.where(modality_BL1 == AUDIO, config.audio_shift, config.video_shift).astype(np.float32)
   made = timesteps.levels(config.num_inference_steps, shift, config.spacing)
-  return jnp.where((modality_BL1 >= AUDIO)[None], made, 0.0)
+  return jnp.where(((modality_BL1 >= AUDIO) & ~given_BL1)[None], config.strength * made, 0.0)
 
 
 def scales(tokens: Tokens, config: SamplingConfig):

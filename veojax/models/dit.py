@@ -25,7 +25,8 @@ from veojax.types import AUDIO, MODALITIES, TEXT, VIDEO, Tokens
 # How the rows of a batch lie over the mesh.
 TOKEN_SPECS = Tokens(
     latent=sharding.BLD, modality=sharding.BL, segment=sharding.BL, position=sharding.BLD, extent=sharding.BLD,
-    group=sharding.BL, group_modality=sharding.B, group_segment=sharding.B, text=sharding.B, text_segment=sharding.B,
+    group=sharding.BL, group_modality=sharding.B, group_segment=sharding.B, group_level=sharding.B,
+    text=sharding.B, text_segment=sharding.B,
     text_index=sharding.BL)
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import tensorstore as ts
 
-from veojax.data import latents as cache
-from veojax.data.packing import LatentClip
+from veojax.data import latents as cache, tasks
+from veojax.data.packing import LatentClip, Still
 from veojax.data.pipeline import Lengths, check_sample_rate, mix
 from veojax.types import Clip
 
@@ -62,9 +62,10 @@ class EncodedSource:
   """A data set's clips, encoded whenever one is asked for: a `LatentSource`. Either codec may be None.
 
   One clip is encoded at a time, whatever the number of threads. Not for worker processes: each would need a device.
+  num_stills frames of each clip are encoded alone besides (`data.tasks.still_frames`).
   """
 
-  def __init__(self, dataset, video_codec: VideoCodec | None, audio_codec: AudioCodec | None):
+  def __init__(self, dataset, video_codec: VideoCodec | None, audio_codec: AudioCodec | None, num_stills: int = 0):
     self.dataset, self.video_codec, self.audio_codec = dataset, video_codec, audio_codec
     index = dataset.index
     video, audio = np.zeros((len(dataset), 3), np.int64), np.zeros(len(dataset), np.int64)
@@ -76,6 +77,8 @@ class EncodedSource:
       for i in np.flatnonzero(index['num_samples']):
         audio[i] = audio_codec.latent_length(int(index['num_samples'][i]))
     self.lengths = Lengths(video, audio)
+    frames = np.where(video.all(1), index['num_frames'], 0)
+    self.stills = [tasks.still_frames(i, int(n), num_stills) for i, n in enumerate(frames)]
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
@@ -94,7 +97,10 @@ class EncodedSource:
     with self._lock:
       if self.lengths.video[i].all():
         video = np.asarray(self.video_codec.encode(clip.video))
-        out = out._replace(fps=float(clip.fps), height=clip.video.shape[1], width=clip.video.shape[2])
+        stills = tuple(Still(np.asarray(self.video_codec.encode(clip.video[f:f + 1]))[0], f / clip.fps)
+                       for f in self.stills[i])
+        out = out._replace(fps=float(clip.fps), height=clip.video.shape[1], width=clip.video.shape[2],
+                           stills=stills)
       if self.lengths.audio[i]:
         audio = np.asarray(self.audio_codec.encode(mix(clip.audio, self.audio_codec.channels)))
     for name, latent, shape in (('video', video, self.lengths.video[i]), ('audio', audio, self.lengths.audio[i:i + 1])):
@@ -124,19 +130,19 @@ def fingerprint(dataset) -> str:
 
 
 def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audio_codec: AudioCodec | None, *,
-          config: CacheConfig = CacheConfig(), process_index: int = 0, process_count: int = 1, num_threads: int = 4,
-          progress: bool = True) -> cache.LatentCache | None:
+          num_stills: int = 0, config: CacheConfig = CacheConfig(), process_index: int = 0, process_count: int = 1,
+          num_threads: int = 4, progress: bool = True) -> cache.LatentCache | None:
   """Encodes into the cache at `path` what is not there yet; None where other processes still have parts to write.
 
-  num_threads read clips ahead of the encoder. ValueError where `path` holds latents of other codecs or another data
-  set, or cannot be written to; what it holds is kept.
+  num_threads read clips ahead of the encoder. ValueError where `path` holds latents of other codecs, of another data
+  set or with another number of stills, or cannot be written to; what it holds is kept.
   """
   path = os.fspath(path)
-  source = EncodedSource(dataset, video_codec, audio_codec)
+  source = EncodedSource(dataset, video_codec, audio_codec, num_stills)
   codecs = {'video': video_codec, 'audio': audio_codec}
   hashes = {name: codec.hash() if codec is not None else '' for name, codec in codecs.items()}
   record = {'format': cache.FORMAT, **{f'{name}_hash': value for name, value in hashes.items()},
-            'dataset': fingerprint(dataset), **source.compressions, **dataclasses.asdict(config)}
+            'dataset': fingerprint(dataset), 'num_stills': num_stills, **source.compressions, **dataclasses.asdict(config)}
   with _explained(path):
     os.makedirs(os.path.join(path, cache.PARTS), exist_ok=True)
   have = cache.read_record(path)
@@ -145,8 +151,11 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
     if have['dataset'] != record['dataset']:
       raise ValueError(f'the latents at {path} are of another data set ({have["dataset"]}, this one is '
                        f'{record["dataset"]}); encode into another folder')
+    if have.get('num_stills', 0) != num_stills:
+      raise ValueError(f'the latents at {path} have {have.get("num_stills", 0)} stills a clip, the tasks want '
+                       f'{num_stills}; encode into another folder')
     record = have
-  layout = _layout(source.lengths, record['shard_tokens'])
+  layout = _layout(source, record['shard_tokens'])
   record['num_parts'] = len(layout.parts) - 1
   with _explained(path):
     _write_atomically(os.path.join(path, cache.RECORD), lambda f: f.write(json.dumps(record, indent=2).encode()))
@@ -158,7 +167,7 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
   if len(cache.finished_parts(path)) < record['num_parts']:
     return None
   with _explained(path):
-    index = _index(path, dataset, source.lengths, layout)
+    index = _index(path, dataset, source, layout)
     _write_atomically(os.path.join(path, cache.INDEX), lambda f: np.savez(f, **index))
   return cache.LatentCache.open(path, hashes['video'], hashes['audio'])
 
@@ -169,12 +178,14 @@ class Layout(NamedTuple):
   size: dict[str, int]          # tokens of the whole array
 
 
-def _layout(lengths: Lengths, shard_tokens: int) -> Layout:
-  """Clips one after another; a part ends before either array's shard would be passed.
+def _layout(source: EncodedSource, shard_tokens: int) -> Layout:
+  """Clips one after another, each followed by its stills; a part ends before either array's shard would be passed.
 
   What is left empty of its last shards costs nothing: chunks never written are not stored.
   """
-  tokens = np.stack([lengths.video.prod(1), lengths.audio], 1).tolist()
+  video, audio = source.lengths
+  stills = video[:, 1:].prod(1) * [len(frames) for frames in source.stills]
+  tokens = np.stack([video.prod(1) + stills, audio], 1).tolist()
   parts, starts = [0], []
   base, used = [0, 0], [0, 0]
   for i, clip in enumerate(tokens):
@@ -190,16 +201,17 @@ def _layout(lengths: Lengths, shard_tokens: int) -> Layout:
                 {'video': size[0], 'audio': size[1]})
 
 
-def _index(path, dataset, lengths, layout):
+def _index(path, dataset, source, layout):
   """What index.npz holds; fps, height and width are 0 where there are no latents of a picture."""
   text = []
   for part in range(len(layout.parts) - 1):
     with open(_part(path, part), 'rb') as f:
       text += [t.encode() for t in json.load(f)]
-  seen = lengths.video.all(1)
+  lengths, seen = source.lengths, source.lengths.video.all(1)
   pictures = {name: np.where(seen, dataset.index[name], 0) for name in ('fps', 'height', 'width')}
   return {'video_start': layout.start['video'], 'video_shape': lengths.video, 'audio_start': layout.start['audio'],
-          'audio_length': lengths.audio, **pictures, 'text': np.frombuffer(b''.join(text), np.uint8),
+          'audio_length': lengths.audio, **pictures, 'still_frame': np.concatenate([*source.stills, np.zeros(0, int)]),
+          'still_start': np.cumsum([0] + [len(frames) for frames in source.stills]), 'text': np.frombuffer(b''.join(text), np.uint8),
           'text_start': np.cumsum([0] + [len(t) for t in text])}
 
 
@@ -238,7 +250,10 @@ def _write_parts(path, source, layout, arrays, parts, num_threads, progress):
 
 
 def _tokens(encoded, name):
-  latents = [latent for clip in encoded if (latent := getattr(clip, name)) is not None]
+  latents = []
+  for clip in encoded:
+    if (latent := getattr(clip, name)) is not None:
+      latents += [latent, *(still.latent for still in clip.stills if name == 'video')]
   return np.concatenate([x.reshape(-1, x.shape[-1]) for x in latents]).astype(np.float16) if latents else []
 
 

@@ -15,7 +15,7 @@ from veojax import sharding
 from veojax.diffusion import predictions, timesteps, weighting
 from veojax.diffusion.objective import Objective
 from veojax.models import layers
-from veojax.types import AUDIO, VIDEO, Tokens
+from veojax.types import AUDIO, GIVEN, VIDEO, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class LossConfig:
 
 
 def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[Array, 'b g']:
-  """A noise level for every group: its segment's time, shifted for its modality; 0 for text and padding."""
+  """A noise level for every group: the time of its `group_level`, shifted for its modality; 0 for what is given, for
+  text and for padding."""
   B, G = tokens.group_modality.shape
   spec = sharding.in_force(sharding.B)
   if config.timesteps == 'uniform':
@@ -41,9 +42,10 @@ def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[
   else:
     u_BG = timesteps.logit_normal(key, (B, G), config.logit_mean, config.logit_std, out_sharding=spec)
   if config.joint:
-    u_BG = layers.take(u_BG, tokens.group_segment, sharding.B)
+    u_BG = layers.take(u_BG, jnp.maximum(tokens.group_level, 0), sharding.B)
   video, audio = (timesteps.shift(u_BG, s) for s in (config.video_shift, config.audio_shift))
-  return jnp.where(tokens.group_modality == VIDEO, video, jnp.where(tokens.group_modality == AUDIO, audio, 0.0))
+  level_BG = jnp.where(tokens.group_modality == VIDEO, video, jnp.where(tokens.group_modality == AUDIO, audio, 0.0))
+  return jnp.where(tokens.group_level == GIVEN, 0.0, level_BG)
 
 
 def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig, objective: Objective):

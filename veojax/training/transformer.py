@@ -12,6 +12,7 @@ from flax import nnx
 
 from veojax.data import datasets, latents as latent_cache, pipeline
 from veojax.data.packing import PackConfig
+from veojax.data.tasks import TaskConfig
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
 from veojax.generation import model as models
@@ -46,6 +47,7 @@ class TransformerRun:
   loss: LossConfig = LossConfig()
   pack: PackConfig = PackConfig()
   caption_dropout: float = 0.1
+  tasks: TaskConfig = TaskConfig()
   latents: Literal['cached', 'on_the_fly'] = 'cached'
   sampling: SamplingConfig = SamplingConfig()
   clip: ClipConfig = ClipConfig()
@@ -72,9 +74,10 @@ class TransformerStage:
     self._check()
     self._loss = jax.jit(self.loss)
     encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
-    self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout)
+    self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout,
+                                     config.tasks)
     self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack,
-                                       config.seed, 0.0)
+                                       config.seed, 0.0, config.tasks)
 
   def _check(self):
     config = self.config
@@ -136,7 +139,7 @@ class TransformerStage:
 def _latents(workdir, config, video_codec, audio_codec, split):
   dataset = datasets.open_dataset(config.data, split)
   if config.latents == 'on_the_fly':
-    return latents.EncodedSource(dataset, video_codec, audio_codec)
-  latents.write(workdir / 'latents' / split, dataset, video_codec, audio_codec)
+    return latents.EncodedSource(dataset, video_codec, audio_codec, config.tasks.num_stills)
+  latents.write(workdir / 'latents' / split, dataset, video_codec, audio_codec, num_stills=config.tasks.num_stills)
   hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
   return latent_cache.LatentCache.open(workdir / 'latents' / split, *hashes)

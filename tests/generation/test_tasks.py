@@ -1,0 +1,147 @@
+"""Every task on one small random model: what is given comes back, and is what the network is shown."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from veojax.data.tokenizer import Tokenizer
+from veojax.generation import export, tasks
+from veojax.generation.model import ClipConfig, Model, ModelConfig
+from veojax.generation.sampling import SamplingConfig
+from veojax.models.audio_codec import AudioCodec
+from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
+from veojax.models.dit import DiT, DiTConfig
+from veojax.models.text import TextConfig
+from veojax.models.video_codec import VideoCodec
+from veojax.models.video_vae import VideoVAE, VideoVAEConfig
+from veojax.types import Clip
+
+FRAMES, SIDE, FPS, RATE = 9, 16, 8.0, 800
+VIDEO = VideoVAEConfig(temporal_compression=4, spatial_compression=8, patch_time=2, patch_size=4, latent_channels=4,
+                       widths=(8, 8), encoder_depths=(1, 1), decoder_depths=(1, 1))
+AUDIO = AudioVAEConfig(sample_rate=RATE, channels=2, hop=40, latent_channels=3, strides=(), widths=(8,), depth=1)
+DIT = DiTConfig(video_channels=4, audio_channels=3, width=16, depth=1, num_heads=2, mlp_width=16,
+                text=TextConfig(vocab_size=300, width=8, depth=1, num_heads=1, mlp_width=8), dtype='float32')
+
+
+def drawn(make, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.2, p.shape), p.dtype), jax.eval_shape(make))
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  path = tmp_path_factory.mktemp('text') / 'text.model'
+  tokenizer = Tokenizer.train(['a red ball falls', 'a blue box slides', 'two balls bounce'] * 9, path, 300)
+  video = VideoCodec(drawn(lambda: VideoVAE(VIDEO, rngs=nnx.Rngs(0))), np.zeros(4, 'f'), np.ones(4, 'f'), tile=16, overlap=0)
+  audio = AudioCodec(drawn(lambda: AudioVAE(AUDIO, rngs=nnx.Rngs(0))), np.zeros(3, 'f'), np.ones(3, 'f'), chunk=32)
+  config = ModelConfig(DIT, sampling=SamplingConfig(num_inference_steps=2, guidance_scale=1.0),
+                       clip=ClipConfig(FRAMES, SIDE, SIDE, FPS), max_text=16)
+  return Model(config, drawn(lambda: DiT(DIT, rngs=nnx.Rngs(0))), video, audio, tokenizer, 'tiny')
+
+
+@pytest.fixture(scope='module')
+def clip():
+  rng = np.random.default_rng(1)
+  return Clip(video=rng.integers(0, 256, (FRAMES, SIDE, SIDE, 3), np.uint8), fps=FPS,
+              audio=rng.uniform(-0.5, 0.5, (FRAMES * 100, 2)).astype(np.float32), sample_rate=RATE)
+
+
+def silent(clip):
+  return dataclasses.replace(clip, audio=None)
+
+
+CASES = {  # options, (frames, height, width), frames that are given whole from the clip's frame 0 on
+    'first frame': (lambda c: {'image': c.video[0]}, (9, 16, 16), 1),
+    'extend': (lambda c: {'video': c, 'num_frames': 17}, (17, 16, 16), 9),
+    'soundtrack': (lambda c: {'video': silent(c)}, (9, 16, 16), 9),
+    'first and last': (lambda c: {'image': c.video[0], 'last_image': c.video[-1]}, (9, 16, 16), 1),
+    'keyframes': (lambda c: {'keyframes': {0.5: c.video[4]}, 'references': [c.video[2]]}, (9, 16, 16), 0),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_given_frames_come_back_as_the_codec_has_them(model, clip, case):
+  options, shape, frames = CASES[case]
+  made = model.generate('a red ball falls', **options(clip))
+  assert made.video.shape == (*shape, 3)
+  assert len(made.audio) == round(shape[0] / FPS * RATE)
+  if frames:
+    through = model.video_codec.reconstruct(clip.video[:frames])
+    assert np.abs(made.video[:frames].astype(int) - through).max() <= 1
+
+
+def test_given_sound_comes_back_as_the_codec_has_it(model, clip):
+  made = model.generate('a ball', audio=clip)
+  np.testing.assert_allclose(made.audio, model.audio_codec.reconstruct(clip.audio), atol=1e-5)
+  extended = model.generate('a ball', video=clip, num_frames=17)
+  np.testing.assert_allclose(extended.audio[:880], model.audio_codec.reconstruct(clip.audio)[:880], atol=1e-5)
+
+
+def test_pasting_returns_the_given_pixels_and_samples(model, clip):
+  mask = np.zeros((SIDE, SIDE), bool)
+  mask[:8, :8] = True
+  made = model.generate('a ball', video=clip, mask=mask, paste=True)
+  np.testing.assert_array_equal(made.video[:, 11:], clip.video[:, 11:])
+  assert np.any(made.video[:, :8, :8] != clip.video[:, :8, :8])
+  back = model.generate('a ball', video=clip, num_frames=17, task='extend_backward', paste=True)
+  np.testing.assert_array_equal(back.video[-FRAMES:], clip.video)
+  np.testing.assert_array_equal(back.audio[-800:], clip.audio[-800:])
+  wide = model.generate('a ball', video=clip, width=32, paste=True)
+  np.testing.assert_array_equal(wide.video[:, :, 11:21], clip.video[:, :, 3:13])
+
+
+def test_stills_and_references_change_what_is_made(model, clip):
+  plain = model.generate('a ball')
+  for given in ({'last_image': clip.video[-1]}, {'references': [clip.video[0]]}, {'keyframes': {0.5: clip.video[3]}}):
+    assert np.any(model.generate('a ball', **given).video != plain.video)
+
+
+def test_image_and_sound_alone(model):
+  image = model.generate('a ball', task='image')
+  assert image.video.shape == (1, SIDE, SIDE, 3) and image.audio is None
+  assert model.generate('a ball', num_frames=1).audio is None
+  sound = model.generate('a ball', task='sound')
+  assert sound.video is None and len(sound.audio) == round(FRAMES / FPS * RATE)
+
+
+def test_an_edit_keeps_more_the_less_its_strength(model, clip):
+  through = model.video_codec.reconstruct(clip.video).astype(int)
+  away = [np.abs(model.generate('a ball', video=clip, strength=s).video - through).mean() for s in (0.02, 0.3, 1.0)
+          if s < 1] + [np.abs(model.generate('a ball').video - through).mean()]
+  assert away[0] < away[1] < away[2]
+
+
+def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
+  export.Sample(**vars(clip)).save(tmp_path / 'clip.mp4')
+  export.Sample(video=clip.video[:1].repeat(3, 1), fps=1.0).save(tmp_path / 'first.png')
+  made = model.generate('a ball', image=str(tmp_path / 'first.png'), last_image=tmp_path / 'first.png')
+  assert made.video.shape == (FRAMES, SIDE, SIDE, 3)
+  made = model.generate('a ball', video=str(tmp_path / 'clip.mp4'), num_frames=13)
+  assert len(made.video) == 13
+
+
+@pytest.mark.parametrize('options, message', [
+    (lambda c: {'task': 'dance'}, "task='dance'"),
+    (lambda c: {'task': 'extend'}, 'without a video'),
+    (lambda c: {'mask': np.ones((16, 16))}, 'mask without a video'),
+    (lambda c: {'video': c}, 'nothing is left to make'),
+    (lambda c: {'video': c, 'num_frames': 5, 'task': 'extend'}, 'does not fit'),
+    (lambda c: {'image': c.video[0, :8]}, r'uint8\[8, 16, 3\]'),
+    (lambda c: {'keyframes': {9.0: c.video[0]}}, 'outside the clip'),
+    (lambda c: {'video': c, 'mask': np.ones((4, 4))}, r'mask has shape \[4, 4\]'),
+    (lambda c: {'strength': 0.5}, 'strength below 1'),
+    (lambda c: {'strength': 0.0, 'video': c}, 'strength=0.0'),
+    (lambda c: {'image': 'nowhere.png'}, 'nowhere.png'),
+    (lambda c: {'imagee': 1}, 'image'),
+])
+def test_what_does_not_go_together_is_refused(model, clip, options, message):
+  with pytest.raises(ValueError, match=message):
+    model.generate('a ball', **options(clip))
+
+
+def test_every_task_has_a_name():
+  assert set(tasks.NAMES) == {f.name for f in dataclasses.fields(tasks.Given)}

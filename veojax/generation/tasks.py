@@ -1,0 +1,205 @@
+"""What a person gives of a clip, placed on a canvas: every task is a set of what is known.
+
+Pictures and clips are paths, which are read at the clip's size and rates, or arrays and Clips, which must have them.
+"""
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from veojax.data import media, pipeline
+from veojax.generation.canvas import Canvas
+from veojax.types import Clip
+
+TASKS = ('generate', 'image', 'sound', 'extend', 'extend_backward', 'inpaint', 'outpaint', 'soundtrack', 'picture',
+         'edit')
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """image: the first frame. last_image: the last. keyframes: {seconds: picture}. references: pictures of what is to be
+  seen, at no time of the clip. video: a clip, with its sound if it has one, that `task` says what to do with: extend,
+  extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there), outpaint,
+  soundtrack, edit. audio: the clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from
+  the rest.
+  """
+  image: Any = None
+  last_image: Any = None
+  keyframes: Any = None
+  references: Any = ()
+  video: Any = None
+  audio: Any = None
+  mask: Any = None
+  task: str | None = None
+
+  def __post_init__(self):
+    if self.task is not None and self.task not in TASKS:
+      raise ValueError(f'task={self.task!r}; give one of {", ".join(TASKS)}')
+    for name in ('extend', 'extend_backward', 'inpaint', 'outpaint', 'soundtrack', 'edit'):
+      if self.task == name and self.video is None:
+        raise ValueError(f'task={name!r} without a video; give the one to {name.replace("_", " ")}')
+    if self.mask is not None and self.video is None:
+      raise ValueError('a mask without a video; give the video that it belongs to')
+    if self.task == 'inpaint' and self.mask is None:
+      raise ValueError("task='inpaint' without a mask; give one that is true where something is to be made")
+
+
+NAMES = tuple(f.name for f in dataclasses.fields(Given))
+
+
+def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
+  """The canvas of a model's clip. asked: those of num_frames, height, width and fps that were asked for."""
+  for name, value in asked.items():
+    if not value > 0:
+      raise ValueError(f'{name}={value}; give a positive number')
+  clip = dataclasses.replace(model.config.clip, **asked)
+  video = _read(given.video, model, clip, asked)
+  task = given.task or ('edit' if edit and video is not None else _task(given, clip, asked, video))
+  if edit and task != 'edit':
+    raise ValueError(f'strength below 1 edits a video, and the task is {task!r}; give video=... or leave strength at 1')
+  if video is not None:
+    clip = _sized(clip, asked, video, task)
+  if task == 'image':
+    clip = dataclasses.replace(clip, num_frames=1)
+  parts = _halves(model, task, clip, given)
+  out = Canvas.empty((clip.num_frames, clip.height, clip.width) if parts[0] else None, clip.fps,
+                     (model.num_samples(clip.num_frames, clip.fps), model.audio_codec.channels) if parts[1] else None)
+  if video is not None:
+    _place(out, video, task, _mask(given.mask, clip), model)
+  _place_pictures(out, given, clip)
+  if given.audio is not None:
+    out.put_sound(0, _sound(given.audio, model))
+  return out
+
+
+def _task(given, clip, asked, video) -> str:
+  """The task that follows from what is given."""
+  if video is None:
+    return 'picture' if given.audio is not None else 'generate'
+  frames, height, width = video.video.shape[:3]
+  if given.mask is not None:
+    return 'inpaint'
+  if height < asked.get('height', height) or width < asked.get('width', width):
+    return 'outpaint'
+  if asked.get('num_frames', frames) > frames:
+    return 'extend'
+  if video.audio is None:
+    return 'soundtrack'
+  raise ValueError(f'a video of {frames} frames of {height}x{width} with sound is given whole, and nothing is left to '
+                   'make; ask for more num_frames, give a mask or a strength below 1, or name the task')
+
+
+def _sized(clip, asked, video, task):
+  """The clip's sizes where a video is given: the video's, unless asked for."""
+  frames, height, width = video.video.shape[:3]
+  if 'num_frames' not in asked:
+    frames += clip.num_frames if task.startswith('extend') else 0
+  sizes = {'num_frames': frames, 'height': height, 'width': width, 'fps': video.fps}
+  return dataclasses.replace(clip, **{k: v for k, v in sizes.items() if k not in asked})
+
+
+def _halves(model, task, clip, given) -> tuple[bool, bool]:
+  """Whether the clip has picture, and sound."""
+  picture = model.video_codec is not None and task != 'sound'
+  sound = model.audio_codec is not None and task != 'image' and (clip.num_frames > 1 or given.audio is not None)
+  if not picture and not sound:
+    raise ValueError(f'task={task!r} with a model that makes no {"sound" if task == "sound" else "picture"}')
+  return picture, sound
+
+
+def _place(out: Canvas, video: Clip, task: str, mask, model):
+  frames, height, width = video.video.shape[:3]
+  if task == 'edit':  # everything stands there, and nothing is known
+    out.video[:] = video.video
+  else:
+    first = len(out.video) - frames if task == 'extend_backward' else 0
+    top, left = (out.video.shape[1] - height) // 2, (out.video.shape[2] - width) // 2
+    if min(first, top, left, len(out.video) - first - frames) < 0:
+      raise ValueError(f'a video of {frames} frames of {height}x{width} does not fit the clip of {len(out.video)} '
+                       f'frames of {out.video.shape[1]}x{out.video.shape[2]}; ask for more, or give less of it')
+    out.put_frames(first, video.video, top, left)
+    if task == 'inpaint':
+      out.seen &= ~mask
+  if video.audio is not None and out.audio is not None and task != 'soundtrack':
+    sound = _sound(video, model)
+    start = round(first / out.fps * model.audio_codec.sample_rate) if task != 'edit' else 0
+    if task == 'edit':
+      out.audio[:len(sound)] = sound[:len(out.audio)]
+    else:
+      out.put_sound(start, sound)
+
+
+def _place_pictures(out: Canvas, given: Given, clip):
+  pictures = dict(given.keyframes or {})
+  if given.image is not None:
+    pictures[0.0] = given.image
+  if given.last_image is not None:
+    pictures[(clip.num_frames - 1) / clip.fps] = given.last_image
+  if (pictures or given.references) and out.video is None:
+    raise ValueError("pictures are given, and the clip has none; leave out task='sound'")
+  for seconds, picture in pictures.items():
+    frame = round(float(seconds) * clip.fps)
+    if not 0 <= frame < clip.num_frames:
+      raise ValueError(f'a keyframe at {seconds} s lies outside the clip, which ends at '
+                       f'{clip.num_frames / clip.fps:.3f} s; give a time within it')
+    out.put_frames(frame, _picture(picture, clip)[None])
+  out.references = tuple(_picture(picture, clip) for picture in given.references)
+
+
+def _picture(picture, clip) -> np.ndarray:
+  """uint8[H, W, 3] of a path, an array or a Clip."""
+  if isinstance(picture, (str, os.PathLike)):
+    picture = media.read(picture, height=clip.height, width=clip.width)
+  picture = picture.video[0] if isinstance(picture, Clip) else np.asarray(picture)
+  if picture.dtype != np.uint8 or picture.shape != (clip.height, clip.width, 3):
+    raise ValueError(f'a picture is {picture.dtype}{list(picture.shape)}; give uint8[{clip.height}, {clip.width}, 3], or '
+                     'a path, which is read at that size')
+  return picture
+
+
+def _read(video, model, clip, asked) -> Clip | None:
+  """A video at the clip's frame rate; a path is read at the size that is asked for, or at the model's own."""
+  if video is None:
+    return None
+  if isinstance(video, (str, os.PathLike)):
+    audio = model.audio_codec
+    video = media.read(video, fps=clip.fps, height=clip.height, width=clip.width,
+                       sample_rate=audio and audio.sample_rate, channels=audio and audio.channels)
+  if isinstance(video, np.ndarray):
+    video = Clip(video=video, fps=clip.fps)
+  if video.video is None:
+    raise ValueError('the video that is given has no picture; give it as audio=...')
+  if abs(video.fps - asked.get('fps', video.fps)) > 1e-6:
+    raise ValueError(f'the video has {video.fps} frames a second, asked for are {asked["fps"]}; give its path, which is '
+                     'read at the rate asked for')
+  return video
+
+
+def _sound(sound, model) -> np.ndarray:
+  """float32[R, channels] at the codec's rate, of a path, an array or a Clip."""
+  codec = model.audio_codec
+  if codec is None:
+    raise ValueError('sound is given to a model that has none; leave it out')
+  if isinstance(sound, (str, os.PathLike)):
+    sound = media.read(sound, sample_rate=codec.sample_rate, channels=codec.channels)
+  if isinstance(sound, Clip):
+    if sound.audio is None or sound.sample_rate != codec.sample_rate:
+      raise ValueError(f'the sound has {sound.sample_rate} samples a second, the model {codec.sample_rate}; give its '
+                       'path, which is read at that rate')
+    sound = sound.audio
+  return pipeline.mix(np.asarray(sound, np.float32), codec.channels)
+
+
+def _mask(mask, clip) -> np.ndarray | None:
+  """bool[T, H, W], true where something is to be made."""
+  if mask is None:
+    return None
+  if isinstance(mask, (str, os.PathLike)):
+    mask = media.read(mask, height=clip.height, width=clip.width).video.mean(-1) > 127
+    mask = mask[0] if len(mask) == 1 else mask
+  mask = np.asarray(mask).astype(bool)
+  shape = (clip.num_frames, clip.height, clip.width)
+  if mask.shape not in (shape, shape[1:]):
+    raise ValueError(f'the mask has shape {list(mask.shape)}; give {list(shape[1:])} for all frames or {list(shape)}')
+  return np.broadcast_to(mask, shape)
