@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from veojax.data.tokenizer import Tokenizer
-from veojax.generation import export, tasks
+from veojax.generation import export, joining, tasks
 from veojax.generation.model import ClipConfig, Model, ModelConfig
 from veojax.generation.sampling import SamplingConfig
 from veojax.models.audio_codec import AudioCodec
@@ -141,6 +141,22 @@ def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
 def test_what_does_not_go_together_is_refused(model, clip, options, message):
   with pytest.raises(ValueError, match=message):
     model.generate('a ball', **options(clip))
+
+
+def test_a_join_keeps_both_clips_and_a_loop_its_clip(model, clip):
+  second = dataclasses.replace(clip, video=clip.video[::-1].copy(), audio=clip.audio[::-1].copy())
+  joined = joining.join(model, 'a ball', clip, second, 8, context=5)
+  assert joined.video.shape == (2 * FRAMES + 8, SIDE, SIDE, 3) and len(joined.audio) == (2 * FRAMES + 8) * 100
+  np.testing.assert_array_equal(joined.video[:FRAMES], clip.video)
+  np.testing.assert_array_equal(joined.video[-FRAMES:], second.video)
+  far = 800  # samples away from the seam, where the sounds are the clips' own
+  np.testing.assert_array_equal(joined.audio[:far], clip.audio[:far])
+  np.testing.assert_array_equal(joined.audio[-far:], second.audio[-far:])
+  looped = joining.loop(model, 'a ball', clip, 8, context=5)
+  assert len(looped.video) == FRAMES + 8 and len(looped.audio) == (FRAMES + 8) * 100
+  np.testing.assert_array_equal(looped.video[:FRAMES], clip.video)
+  with pytest.raises(ValueError, match='cannot be joined'):
+    joining.join(model, 'a ball', clip, dataclasses.replace(clip, fps=9.0), 8)
 
 
 def test_every_task_has_a_name():

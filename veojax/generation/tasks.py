@@ -21,7 +21,7 @@ class Given:
   """image: the first frame. last_image: the last. keyframes: {seconds: picture}. references: pictures of what is to be
   seen, at no time of the clip. video: a clip, with its sound if it has one, that `task` says what to do with: extend,
   extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there), outpaint,
-  soundtrack, edit. audio: the clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from
+  soundtrack, edit. end_video: a clip that the made one ends with; with `video` the two are joined. audio: the clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from
   the rest.
   """
   image: Any = None
@@ -29,6 +29,7 @@ class Given:
   keyframes: Any = None
   references: Any = ()
   video: Any = None
+  end_video: Any = None
   audio: Any = None
   mask: Any = None
   task: str | None = None
@@ -54,12 +55,12 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
     if not value > 0:
       raise ValueError(f'{name}={value}; give a positive number')
   clip = dataclasses.replace(model.config.clip, **asked)
-  video = _read(given.video, model, clip, asked)
+  video, end = (_read(v, model, clip, asked) for v in (given.video, given.end_video))
   task = given.task or ('edit' if edit and video is not None else _task(given, clip, asked, video))
   if edit and task != 'edit':
     raise ValueError(f'strength below 1 edits a video, and the task is {task!r}; give video=... or leave strength at 1')
-  if video is not None:
-    clip = _sized(clip, asked, video, task)
+  if video is not None or end is not None:
+    clip = _sized(clip, asked, video or end, task)
   if task == 'image':
     clip = dataclasses.replace(clip, num_frames=1)
   parts = _halves(model, task, clip, given)
@@ -67,6 +68,8 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
                      (model.num_samples(clip.num_frames, clip.fps), model.audio_codec.channels) if parts[1] else None)
   if video is not None:
     _place(out, video, task, _mask(given.mask, clip), model)
+  if end is not None:
+    _place(out, end, 'extend_backward', None, model)
   _place_pictures(out, given, clip)
   if given.audio is not None:
     out.put_sound(0, _sound(given.audio, model))
@@ -80,6 +83,8 @@ def _task(given, clip, asked, video) -> str:
   frames, height, width = video.video.shape[:3]
   if given.mask is not None:
     return 'inpaint'
+  if given.end_video is not None:
+    return 'extend'
   if height < asked.get('height', height) or width < asked.get('width', width):
     return 'outpaint'
   if asked.get('num_frames', frames) > frames:
