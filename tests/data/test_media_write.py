@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from veojax.data import media, media_tags
+from veojax.data import media, media_tags, media_write
+from veojax.data.media_source import MediaError
 from veojax.types import Clip
 
 
@@ -279,3 +280,44 @@ def test_no_permission(tmp_path, monkeypatch):
   monkeypatch.setattr('builtins.open', refuse)
   with pytest.raises(media.MediaError, match='permission denied; choose a folder you may write to'):
     media.write(tmp_path / 'a.mp4', flash_and_click())
+
+
+def in_pieces(clip: Clip, sizes) -> list[Clip]:
+  """The clip cut after so many frames each; the sound's cuts lie elsewhere."""
+  ends = np.cumsum([0, *sizes])
+  cuts = [0, *(round(e / clip.fps * clip.sample_rate) - 37 for e in ends[1:-1]), len(clip.audio)]
+  return [Clip(video=clip.video[a:b], audio=clip.audio[c:d], fps=clip.fps, sample_rate=clip.sample_rate)
+          for a, b, c, d in zip(ends, ends[1:], cuts, cuts[1:])]
+
+
+@pytest.mark.parametrize('format', ['mp4', 'gif', 'wav'])
+def test_pieces_make_the_file_that_the_whole_makes(tmp_path, format):
+  clip = flash_and_click()
+  media_write.write(tmp_path / f'whole.{format}', clip)
+  media_write.write(tmp_path / f'pieces.{format}', iter(in_pieces(clip, (1, 10, 13))))
+  whole, pieces = (media.read(tmp_path / f'{name}.{format}') for name in ('whole', 'pieces'))
+  for a, b in ((whole.video, pieces.video), (whole.audio, pieces.audio)):
+    assert (a is None) == (b is None)
+    if a is not None:
+      np.testing.assert_array_equal(a, b)
+
+
+def test_no_more_than_two_pieces_are_held_while_a_long_clip_is_written(tmp_path):
+  import weakref
+  alive, most = [], 0
+
+  def made():
+    nonlocal most
+    for _ in range(12):
+      clip = flash_and_click(num_frames=8, at=3)
+      alive.append(weakref.ref(clip.video))
+      most = max(most, sum(ref() is not None for ref in alive))
+      yield clip
+      del clip
+  media_write.write(tmp_path / 'long.mp4', made())
+  assert len(media.read(tmp_path / 'long.mp4').video) == 96 and most <= 4
+
+
+def test_sound_in_pieces_at_a_rate_that_the_codec_has_not_is_refused(tmp_path):
+  with pytest.raises(MediaError, match='cannot be resampled'):
+    media_write.write(tmp_path / 'odd.mp4', in_pieces(flash_and_click(sample_rate=10000), (4, 20)))

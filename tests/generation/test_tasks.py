@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from veojax.data.tokenizer import Tokenizer
-from veojax.generation import export, joining, tasks
+from veojax.generation import export, joining, long, tasks
 from veojax.generation.model import ClipConfig, Model, ModelConfig
 from veojax.generation.sampling import SamplingConfig
 from veojax.models.audio_codec import AudioCodec
@@ -161,3 +161,15 @@ def test_a_join_keeps_both_clips_and_a_loop_its_clip(model, clip):
 
 def test_every_task_has_a_name():
   assert set(tasks.NAMES) == {f.name for f in dataclasses.fields(tasks.Given)}
+
+
+def test_a_long_clip_comes_in_pieces_that_fit_together(model):
+  made = list(long.pieces(model, ['a red ball falls', 'a blue box slides'], 30, overlap=5))
+  video, audio = np.concatenate([p.video for p in made]), np.concatenate([p.audio for p in made])
+  assert video.shape == (30, SIDE, SIDE, 3) and len(audio) == round(30 / FPS * RATE)
+  assert [p.text for p in made][0] == 'a red ball falls' and [p.text for p in made][-1] == 'a blue box slides'
+  # Where a window takes over, its given frames are those of the window before: pasted, nothing changes.
+  again = list(long.pieces(model, ['a red ball falls', 'a blue box slides'], 30, overlap=5))
+  np.testing.assert_array_equal(np.concatenate([p.video for p in again]), video)
+  with pytest.raises(ValueError, match='overlap=9'):
+    next(long.pieces(model, 'a ball', 30, overlap=9))

@@ -5,10 +5,13 @@ The picture is never cut: shorter sound is continued with silence. Colours are B
 In mp4 and webm odd sizes grow by one pixel (4:2:0 needs even ones). A file appears whole under its name or not at all.
 Which tags each format carries, and where: `media_tags`.
 """
+import dataclasses
 import errno
 import io
+import itertools
 import os
 import threading
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -28,23 +31,28 @@ BITS_PER_SECOND = 96_000  # of sound, per channel: transparent for AAC and Opus
 GIF_FPS = 50  # browsers slow down anything faster
 
 
-def write(path, clip: Clip, *, tags: dict[str, str] | None = None, crf: int = 18):
+def write(path, clip: Clip | Iterable[Clip], *, tags: dict[str, str] | None = None, crf: int = 18):
   """Writes `clip` in the format that the path's ending names; an existing file is replaced by a whole one.
 
   tags: title, artist, comment, description, software, of which mp4 carries no software, flac no description and wav
   neither; what a format does not carry is left out, the rest is given back by `probe`. ValueError for any other name.
-  crf: H.264's scale of quality, 0 lossless to 51; 18 looks like the original. MediaError where the clip cannot be
-  written so, or the disk refuses.
+  crf: H.264's scale of quality, 0 lossless to 51; 18 looks like the original. A clip may come in pieces, one after
+  another in time, of one size and one rate each: for mp4 and webm, in memory that does not grow with the whole.
+  MediaError where the clip cannot be written so, or the disk refuses.
   """
   path, format = check_path(path)
   folder, name = os.path.split(path)
+  pieces = iter([clip] if isinstance(clip, Clip) else clip)
+  clip = next(pieces, None)
+  if clip is None:
+    raise MediaError(f'{name}: there is no piece to write')
   _check(clip, format, name)
   # Without the dot files of two threads or processes writing the same name could meet.
   draft = os.path.join(folder, f'.{name}.{os.getpid()}.{threading.get_ident()}.part')
   try:
     try:
       with open(draft, 'wb') as file:
-        _mux(file, draft, clip, format, tags, crf)
+        _mux(file, draft, clip, format, tags, crf, pieces)
       os.replace(draft, path)
     finally:
       if os.path.exists(draft):
@@ -117,7 +125,8 @@ class _Output:
     return open(self.path, 'rb')
 
 
-def _mux(file, path, clip: Clip, format: str, tags, crf: int):
+def _mux(file, path, clip: Clip, format: str, tags, crf: int, later: Iterable[Clip] = ()):
+  """Writes `clip`, and the pieces that come after it."""
   tags = media_tags.fitting(tags, format)
   picture_codec, sound_codec = FORMATS[format]
   if format == 'png':
@@ -141,17 +150,21 @@ def _mux(file, path, clip: Clip, format: str, tags, crf: int):
       if sound_codec and clip.audio is not None:
         sound = _sound_stream(container, sound_codec, clip)
       container.start_encoding()
-      _encode(container, clip, picture, sound)
+      _encode(container, itertools.chain([clip], later), picture, sound)
   except av.error.FFmpegError as error:
     raise output.failure or OSError(error.errno, f'ffmpeg: {error.strerror}') from error
 
 
-def _encode(container, clip: Clip, picture, sound):
-  """Picture and sound side by side, a second at a time, so that a player need not read ahead."""
-  pictures = _gif_frames(picture, clip) if container.format.name == 'gif' else _picture_frames(picture, clip)
-  sounds = _sound_frames(sound, clip)
-  streams = [(stream, frames, next(frames, None))
-             for stream, frames in ((picture, pictures), (sound, sounds)) if stream is not None]
+def _encode(container, pieces: Iterable[Clip], picture, sound):
+  """Picture and sound side by side, so that a player need not read ahead, and no more than a piece or two is held."""
+  seen, heard = itertools.tee(pieces)
+  feeds = []
+  if picture is not None:
+    feeds.append((picture, (_gif_frames if container.format.name == 'gif' else _picture_frames)(picture, seen)))
+  if sound is not None:
+    feeds.append((sound, _sound_frames(sound, heard)))
+  del seen, heard  # the one that nobody reads would keep every piece
+  streams = [(stream, frames, next(frames, None)) for stream, frames in feeds]
   while streams:
     streams.sort(key=lambda item: -1.0 if item[2] is None else item[2].time)
     stream, frames, frame = streams[0]
@@ -184,10 +197,10 @@ def _picture_stream(container, codec: str, clip: Clip, crf: int):
   return stream
 
 
-def _picture_frames(stream, clip: Clip):
+def _picture_frames(stream, pieces: Iterable[Clip]):
   reformatter = VideoReformatter()
   flags = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-  for k, image in enumerate(clip.video):
+  for k, (clip, image) in enumerate((clip, image) for clip in pieces for image in clip.video):
     image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), 'edge')
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
     frame = reformatter.reformat(frame, format='yuv420p', interpolation=flags, threads=1,
@@ -202,8 +215,10 @@ def _gif_ticks(clip: Clip) -> np.ndarray:
   return np.round(np.arange(max(1, round(len(clip.video) * fps / clip.fps)) + 1) * 100 / fps).astype(int)
 
 
-def _gif_frames(stream, clip: Clip):
+def _gif_frames(stream, pieces: Iterable[Clip]):
   """Frames in the 256 colours that suit this clip best, stamped in hundredths of a second."""
+  pieces = list(pieces)
+  clip = dataclasses.replace(pieces[0], video=np.concatenate([piece.video for piece in pieces]))
   ticks = _gif_ticks(clip)[:-1]
   chosen = clip.video[np.minimum(ticks * clip.fps / 100 + 0.5, len(clip.video) - 1).astype(int)]
   height, width = clip.video.shape[1:3]
@@ -236,26 +251,48 @@ def _sound_stream(container, codec: str, clip: Clip):
   return stream
 
 
-def _sound_frames(stream, clip: Clip):
-  if stream is None:
-    return
+def _sound_frames(stream, pieces: Iterable[Clip]):
+  """Frames of the codec's size, cut and joined from the pieces' sounds."""
   codec = stream.codec_context
-  audio = resample(mix(np.clip(clip.audio, -1, 1), len(codec.layout.channels)), clip.sample_rate, codec.sample_rate)
-  if clip.video is not None:
-    picture = round(len(clip.video) / clip.fps * codec.sample_rate)
-    frame_size = codec.sample_rate / clip.fps
-    if len(audio) < picture + frame_size:
-      audio = np.pad(audio[:picture], ((0, max(0, picture - len(audio))), (0, 0)))
   size = codec.frame_size or 4096
-  planar = codec.format.is_planar
+  rest, begin = np.zeros((0, len(codec.layout.channels)), np.float32), 0
+  for audio in _sounds(codec, pieces):
+    rest = np.concatenate([rest, audio])
+    whole = len(rest) // size * size
+    for first in range(0, whole, size):
+      yield _sound_frame(codec, rest[first:first + size], begin + first)
+    rest, begin = rest[whole:], begin + whole
+  if len(rest):
+    yield _sound_frame(codec, rest, begin)
+
+
+def _sounds(codec, pieces: Iterable[Clip]):
+  """The pieces' sounds at the codec's rate; all together as long as the picture where they are not a frame longer."""
+  heard = seconds = 0
+  clip = next(pieces := iter(pieces))
+  while clip is not None:
+    following = next(pieces, None)
+    if clip.sample_rate != codec.sample_rate and (heard or following is not None):
+      raise MediaError(f'sound in pieces of {clip.sample_rate} samples a second cannot be resampled to the '
+                       f'{codec.sample_rate} of {codec.name}; write wav, or resample the pieces')
+    audio = resample(mix(np.clip(clip.audio, -1, 1), len(codec.layout.channels)), clip.sample_rate, codec.sample_rate)
+    seconds += len(clip.video) / clip.fps if clip.video is not None else 0
+    if following is None and clip.video is not None:
+      picture = round(seconds * codec.sample_rate) - heard
+      if len(audio) < picture + codec.sample_rate / clip.fps:
+        audio = np.pad(audio[:picture], ((0, max(0, picture - len(audio))), (0, 0)))
+    heard += len(audio)
+    yield audio
+    clip = following
+
+
+def _sound_frame(codec, piece: np.ndarray, begin: int):
   if codec.format.packed.name == 's16':
-    audio = np.clip(np.round(audio * 2.0**15), -2**15, 2**15 - 1).astype(np.int16)
-  for begin in range(0, len(audio), size):
-    piece = audio[begin:begin + size]
-    piece = np.ascontiguousarray(piece.T) if planar else piece.reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(piece, format=codec.format.name, layout=codec.layout.name)
-    frame.sample_rate, frame.pts, frame.time_base = codec.sample_rate, begin, Fraction(1, codec.sample_rate)
-    yield frame
+    piece = np.clip(np.round(piece * 2.0**15), -2**15, 2**15 - 1).astype(np.int16)
+  piece = np.ascontiguousarray(piece.T) if codec.format.is_planar else piece.reshape(1, -1)
+  frame = av.AudioFrame.from_ndarray(piece, format=codec.format.name, layout=codec.layout.name)
+  frame.sample_rate, frame.pts, frame.time_base = codec.sample_rate, begin, Fraction(1, codec.sample_rate)
+  return frame
 
 
 def _png(image: np.ndarray) -> bytes:

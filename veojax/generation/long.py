@@ -1,0 +1,57 @@
+"""Clips longer than what a model makes at once: windows, each of which is given the end of the one before it.
+
+Pieces come as they are made, and nothing of earlier ones is kept but the overlap, so memory does not grow with the
+length. The overlap is given to the next window as it was made (clean, not noised again) and pasted; the sound of its
+last FEATHER_SECONDS fades from one window's into the next one's, so that no seam clicks.
+"""
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from veojax.generation.canvas import FEATHER_SECONDS
+from veojax.generation.export import Sample
+
+
+def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | None = None, overlap: int = 9,
+           seed: int = 0, **options) -> Iterator[Sample]:
+  """A clip of `num_frames` frames, piece after piece in time; for `Sample.save` and `media_write.write`.
+
+  prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames made at once, the
+  model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`.
+  Window i is made with seed + i.
+  """
+  chain = [prompts] if isinstance(prompts, str) else list(prompts)
+  window = model.config.clip.num_frames if window is None else window
+  if not chain or num_frames < 1:
+    raise ValueError(f'{len(chain)} prompts for {num_frames} frames; give at least one of each')
+  if not 0 < overlap < window:
+    raise ValueError(f'overlap={overlap} frames of a window of {window}; give at least 1 and fewer than the window')
+  made, last, index = 0, None, 0
+  while made < num_frames:
+    prompt = chain[min(len(chain) - 1, made * len(chain) // num_frames)]
+    given = {} if last is None else {'video': last, 'task': 'extend', 'paste': True}
+    clip = model.generate(prompt, num_frames=window, seed=seed + index, **given, **options)
+    first = 0 if last is None else overlap
+    count = min(window - first, num_frames - made)
+    yield _part(clip, first, count, last is None, made + count == num_frames)
+    last = _end(clip, overlap)
+    made, index = made + count, index + 1
+
+
+def _part(clip: Sample, first: int, count: int, is_first: bool, is_last: bool) -> Sample:
+  """Frames first to first + count. Its sound begins and ends a fade earlier, but for the clip's own ends."""
+  audio = None
+  if clip.audio is not None:
+    fade = round(FEATHER_SECONDS * clip.sample_rate)
+    start, stop = (round(f / clip.fps * clip.sample_rate) for f in (first, first + count))
+    audio = clip.audio[0 if is_first else start - fade:stop if is_last else stop - fade]
+  return dataclasses.replace(clip, video=clip.video[first:first + count], audio=audio)
+
+
+def _end(clip: Sample, overlap: int) -> Sample:
+  """The last frames with their sound, as they were made."""
+  audio = None
+  if clip.audio is not None:
+    audio = clip.audio[round((len(clip.video) - overlap) / clip.fps * clip.sample_rate):].copy()
+  return dataclasses.replace(clip, video=np.array(clip.video[-overlap:]), audio=audio)
