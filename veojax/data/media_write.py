@@ -5,13 +5,14 @@ The picture is never cut: shorter sound is continued with silence. Colours are B
 In mp4 and webm odd sizes grow by one pixel (4:2:0 needs even ones). A file appears whole under its name or not at all.
 Which tags each format carries, and where: `media_tags`.
 """
+import collections
 import dataclasses
 import errno
 import io
 import itertools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -157,14 +158,10 @@ def _mux(file, path, clip: Clip, format: str, tags, crf: int, later: Iterable[Cl
 
 def _encode(container, pieces: Iterable[Clip], picture, sound):
   """Picture and sound side by side, so that a player need not read ahead, and no more than a piece or two is held."""
-  seen, heard = itertools.tee(pieces)
-  feeds = []
-  if picture is not None:
-    feeds.append((picture, (_gif_frames if container.format.name == 'gif' else _picture_frames)(picture, seen)))
-  if sound is not None:
-    feeds.append((sound, _sound_frames(sound, heard)))
-  del seen, heard  # the one that nobody reads would keep every piece
-  streams = [(stream, frames, next(frames, None)) for stream, frames in feeds]
+  readers = {sound: _sound_frames, picture: _gif_frames if container.format.name == 'gif' else _picture_frames}
+  readers.pop(None, None)
+  feeds = zip(readers.items(), _shared(pieces, len(readers)))
+  streams = [(stream, frames, next(frames, None)) for (stream, read), feed in feeds for frames in [read(stream, feed)]]
   while streams:
     streams.sort(key=lambda item: -1.0 if item[2] is None else item[2].time)
     stream, frames, frame = streams[0]
@@ -173,6 +170,23 @@ def _encode(container, pieces: Iterable[Clip], picture, sound):
     streams[0] = (stream, frames, next(frames, None))
     if frame is None:
       del streams[0]
+
+
+def _shared(pieces: Iterable[Clip], num: int) -> list[Iterator[Clip]]:
+  """The pieces, to be read by `num` readers; held until the last of them has read them (tee holds 57)."""
+  source, queues = iter(pieces), [collections.deque() for _ in range(num)]
+
+  def feed(mine):
+    while True:
+      if not mine:
+        piece = next(source, None)
+        if piece is None:
+          return
+        for queue in queues:
+          queue.append(piece)
+        del piece
+      yield mine.popleft()
+  return [feed(queue) for queue in queues]
 
 
 def _rate(fps: float) -> Fraction:
