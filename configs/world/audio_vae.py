@@ -8,12 +8,12 @@ import ml_collections
 def get_config():
   return ml_collections.ConfigDict({
       'stage': 'audio_vae',
-      'model': {'sample_rate': 16000, 'channels': 2, 'hop': 640, 'latent_channels': 64, 'strides': (), 'widths': (256,),
-                'depth': 2},
+      'model': {'sample_rate': 16000, 'channels': 2, 'hop': 640, 'latent_channels': 64, 'strides': (8,),
+                'widths': (128, 256), 'depth': 2},
       'num_latents': 26,
-      'loss': {'stft': 0.1, 'fft_sizes': (64, 256, 1024), 'kl': 1e-4},
+      'loss': {'stft': 0.2, 'fft_sizes': (32, 128, 512), 'kl': 1e-4},
       'evaluation_clips': 64,
-      'optimizer': {'learning_rate': 2e-3, 'warmup_steps': 50, 'final_share': 0.01},
+      'optimizer': {'learning_rate': 1.2e-3, 'warmup_steps': 50, 'final_share': 0.01},
       'loop': {'num_steps': 5000, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 100, 'evaluate_every': 0,
                'sample_every': 5000, 'save_every': 1000},
   })
