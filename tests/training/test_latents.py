@@ -106,6 +106,22 @@ def test_the_cache_holds_what_encoding_at_access_gives(tmp_path):
   equal(LatentCache.open(tmp_path / 'cache', 'v', 'a'), latents.EncodedSource(Data(), Video(), Audio()))
 
 
+def test_stills_are_frames_encoded_alone(tmp_path):
+  cache, data = write(tmp_path / 'c', num_stills=2), Data()
+  for i in range(len(data)):
+    got, want = cache[i], latents.EncodedSource(Data(), Video(), Audio(), num_stills=2)[i]
+    assert [s.time for s in got.stills] == [s.time for s in want.stills]
+    assert len(got.stills) == (2 if data.index['num_frames'][i] > 1 else 0)
+    for a, b in zip(got.stills, want.stills):
+      np.testing.assert_allclose(a.latent, b.latent, atol=1e-3)
+      frame = round(a.time * got.fps)
+      np.testing.assert_allclose(b.latent, Video().encode(data[i].video[frame:frame + 1])[0])
+    if got.video is not None:
+      np.testing.assert_allclose(got.video, want.video, atol=1e-3)
+  with pytest.raises(ValueError, match='2 stills a clip, the tasks want 0'):
+    write(tmp_path / 'c')
+
+
 @pytest.mark.parametrize('codecs', [(Video(), None), (None, Audio())])
 def test_one_codec_alone(tmp_path, codecs):
   cache = latents.write(tmp_path / 'c', Data(), *codecs, config=CONFIG, progress=False)
@@ -130,7 +146,7 @@ def test_an_interrupted_run_goes_on_and_encodes_only_what_is_missing(tmp_path, f
   done = {int(p) for p in os.listdir(tmp_path / 'c' / 'parts')}
   again = Video()
   equal(write(tmp_path / 'c', video=again), latents.EncodedSource(Data(), Video(), Audio()))
-  layout = latents._layout(latents.EncodedSource(Data(), Video(), Audio()).lengths, CONFIG.shard_tokens)
+  layout = latents._layout(latents.EncodedSource(Data(), Video(), Audio()), CONFIG.shard_tokens)
   kept = [i for p in done for i in range(layout.parts[p], layout.parts[p + 1])]
   assert again.calls == sum(Data().index['num_frames'] > 0) - sum(Data().index['num_frames'][kept] > 0)
   assert (fail_at < 25) or done
@@ -140,8 +156,8 @@ def test_an_interrupted_run_goes_on_and_encodes_only_what_is_missing(tmp_path, f
 
 
 def test_no_two_parts_share_a_file(tmp_path):
-  lengths = latents.EncodedSource(Data(200), Video(), Audio()).lengths
-  layout = latents._layout(lengths, CONFIG.shard_tokens)
+  source = latents.EncodedSource(Data(200), Video(), Audio())
+  lengths, layout = source.lengths, latents._layout(source, CONFIG.shard_tokens)
   for name, tokens in (('video', lengths.video.prod(1)), ('audio', lengths.audio)):
     files = [{s // 64 for i in range(a, b) for s in range(layout.start[name][i], layout.start[name][i] + tokens[i])}
              for a, b in zip(layout.parts, layout.parts[1:])]
