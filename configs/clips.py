@@ -20,7 +20,7 @@ def get_config():
           'dtype': 'float32'},
       'pack': {'row_tokens': 336, 'text_tokens': 144, 'max_clips': 5, 'max_text': 48, 'channels': 64},
       'loss': {'timesteps': 'logit_normal'},
-      'sampling': {'num_inference_steps': 24, 'guidance_scale': 2.0},
+      'sampling': {'num_inference_steps': 24, 'guidance_scale': 3.0},
       'clip': {'num_frames': 17, 'height': 48, 'width': 64, 'fps': 8.0},
       'optimizer': {'kind': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 50},
       'loop': {'num_steps': 2600, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 50, 'evaluate_every': 0,
