@@ -2,9 +2,14 @@
 
 A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the
 step, the count of skipped steps, the global row number that comes next). A part can be read without the others.
+
+A checkpoint that cannot be read whole is set aside as damaged-<step> and named, and the one before it is used.
 """
 import contextlib
+import gc
+import logging
 import pathlib
+import warnings
 
 import jax
 import numpy as np
@@ -14,6 +19,11 @@ from veojax.models import weights
 from veojax.training.step import State
 
 PARTS = ('model', 'ema', 'opt')
+log = logging.getLogger(__name__)
+
+
+class Damaged(Exception):
+  """A checkpoint is there and cannot be read."""
 
 
 class Checkpoints:
@@ -21,12 +31,15 @@ class Checkpoints:
   under way."""
 
   def __init__(self, folder, keep: int = 2):
-    self.folder = pathlib.Path(folder).resolve()
+    self.folder, self.keep = pathlib.Path(folder).resolve(), keep
+    self._open()
+    self._pending = None
+
+  def _open(self):
     with explained(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
-      policy = ocp.training.preservation_policies.LatestN(keep)
+      policy = ocp.training.preservation_policies.LatestN(self.keep)
       self._checkpointer = ocp.training.Checkpointer(str(self.folder), preservation_policy=policy)
-    self._pending = None
 
   @property
   def latest(self) -> int | None:
@@ -51,18 +64,47 @@ class Checkpoints:
 
     Raises ValueError where the checkpoint is of another model, naming what differs.
     """
-    if self.latest is None:
-      return None
-    stored = self._checkpointer.checkpointables_metadata(self.latest).metadata
+    set_aside = []
+    while self.latest is not None:
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # Orbax leaves coroutines behind that nobody awaits
+        try:
+          return self._read(self.latest, abstract)
+        except Damaged as error:
+          reason = str(error)
+        gc.collect()
+      set_aside.append(self._set_aside(self.latest, reason))
+    if set_aside:
+      raise ValueError(f'no checkpoint in {self.folder} can be read ({", ".join(set_aside)}); restore one of them from a '
+                       'copy, or give another work directory to begin anew')
+    return None
+
+  def _set_aside(self, step: int, reason: str) -> str:
+    """Renames a damaged checkpoint, so that its step can be saved again; its new name."""
+    name = f'damaged-{step}'
+    log.warning('checkpoint %d in %s is damaged (%s): set aside as %s, going on from the one before it', step, self.folder,
+                reason, name)
+    self._checkpointer.close()
+    with explained(self.folder):
+      (self.folder / str(step)).rename(self.folder / name)
+    self._open()
+    return name
+
+  def _read(self, step: int, abstract: State) -> tuple[State, int]:
+    with readable():
+      stored = self._checkpointer.checkpointables_metadata(step).metadata
     for name in PARTS:
+      if stored.get(name) is None:
+        raise Damaged(f'its {name} is missing')
       weights.replace(getattr(abstract, name), stored[name])  # names and shapes must agree before anything is read
     wanted = {name: weights.names(getattr(abstract, name)) for name in PARTS}
-    with explained(self.folder):
-      loaded = self._checkpointer.load_checkpointables(self.latest, {**wanted, 'progress': None})
+    with readable():
+      loaded = self._checkpointer.load_checkpointables(step, {**wanted, 'progress': None})
+      progress = {name: int(loaded['progress'][name]) for name in ('step', 'skipped', 'row')}
     parts = {name: weights.replace(getattr(abstract, name), loaded[name]) for name in PARTS}
-    counts = {name: jax.device_put(np.int32(loaded['progress'][name]), getattr(abstract, name).sharding)
+    counts = {name: jax.device_put(np.int32(progress[name]), getattr(abstract, name).sharding)
               for name in ('step', 'skipped')}
-    return State(**counts, **parts), loaded['progress']['row']
+    return State(**counts, **parts), progress['row']
 
   def wait(self):
     if self._pending is not None:
@@ -73,6 +115,17 @@ class Checkpoints:
   def close(self):
     self.wait()
     self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def readable():
+  """Whatever goes wrong in reading is damage, but for what a person may not read."""
+  try:
+    yield
+  except PermissionError:
+    raise
+  except Exception as error:  # Orbax and tensorstore raise many kinds for files that are not what they should be
+    raise Damaged(str(error).strip().split('\n', 1)[0] or type(error).__name__) from error
 
 
 @contextlib.contextmanager
