@@ -23,6 +23,6 @@ def get_config():
       'clip': {'num_frames': 17, 'height': 48, 'width': 48, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces',),
       'optimizer': {'kind': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 50, 'weight_decay': 0.01},
-      'loop': {'num_steps': 750, 'batch_size': 16, 'ema_decays': (0.99,), 'log_every': 25, 'evaluate_every': 0,
+      'loop': {'num_steps': 600, 'batch_size': 16, 'ema_decays': (0.99,), 'log_every': 25, 'evaluate_every': 0,
                'sample_every': 0, 'save_every': 150},
   })
