@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from veojax.data import media
 from veojax.data.tokenizer import Tokenizer
 from veojax.generation import export, joining, long, tasks
 from veojax.generation.model import ClipConfig, Model, ModelConfig
@@ -122,6 +123,10 @@ def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
   assert made.video.shape == (FRAMES, SIDE, SIDE, 3)
   made = model.generate('a ball', video=str(tmp_path / 'clip.mp4'), num_frames=13)
   assert len(made.video) == 13
+  wide = model.generate('a ball', video=str(tmp_path / 'clip.mp4'), task='outpaint', width=32, paste=True)
+  assert wide.video.shape == (FRAMES, SIDE, 32, 3)
+  seen = media.read(tmp_path / 'clip.mp4', height=SIDE, width=SIDE).video
+  np.testing.assert_array_equal(wide.video[:, :, 12:20], seen[:, :, 4:12])
 
 
 @pytest.mark.parametrize('options, message', [

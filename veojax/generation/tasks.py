@@ -55,7 +55,9 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
     if not value > 0:
       raise ValueError(f'{name}={value}; give a positive number')
   clip = dataclasses.replace(model.config.clip, **asked)
-  video, end = (_read(v, model, clip, asked) for v in (given.video, given.end_video))
+  # Outpainting asks for a frame larger than the video's.
+  size = model.config.clip if given.task == 'outpaint' else clip
+  video, end = (_read(v, model, clip, (size.height, size.width), asked) for v in (given.video, given.end_video))
   task = given.task or ('edit' if edit and video is not None else _task(given, clip, asked, video))
   if edit and task != 'edit':
     raise ValueError(f'strength below 1 edits a video, and the task is {task!r}; give video=... or leave strength at 1')
@@ -163,13 +165,13 @@ def _picture(picture, clip) -> np.ndarray:
   return picture
 
 
-def _read(video, model, clip, asked) -> Clip | None:
-  """A video at the clip's frame rate; a path is read at the size that is asked for, or at the model's own."""
+def _read(video, model, clip, size, asked) -> Clip | None:
+  """A video at the clip's frame rate; a path is read at `size`, (height, width)."""
   if video is None:
     return None
   if isinstance(video, (str, os.PathLike)):
     audio = model.audio_codec
-    video = media.read(video, fps=clip.fps, height=clip.height, width=clip.width,
+    video = media.read(video, fps=clip.fps, height=size[0], width=size[1],
                        sample_rate=audio and audio.sample_rate, channels=audio and audio.channels)
   if isinstance(video, np.ndarray):
     video = Clip(video=video, fps=clip.fps)
