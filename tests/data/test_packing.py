@@ -55,9 +55,29 @@ def test_rows_are_full():
   assert lengths[:, 0].sum() / (packing.num_rows(lengths, config, 0) * config.row_tokens) > 0.97
 
 
+def test_rows_are_full_where_text_runs_short():
+  """Images with long captions between clips: their text fits only where few of them share a row."""
+  rng = np.random.default_rng(0)
+  text, rest = rng.integers(18, 56, 4000), np.where(rng.random(4000) < 0.4, 40, rng.integers(150, 600, 4000))
+  lengths = np.stack([rest + text, text], 1)
+  config = PackConfig(row_tokens=1024, text_tokens=256, max_clips=16, max_text=56)
+  assert lengths[:, 0].sum() / (packing.num_rows(lengths, config, 0) * config.row_tokens) > 0.96
+
+
+def test_an_epoch_of_other_clips_within_the_bound_keeps_the_number_of_rows():
+  bound = lengths_of(90, low=200, high=360)
+  num_rows = packing.num_rows(bound, CONFIG, 1)
+  rng = np.random.default_rng(0)
+  for epoch in range(20):
+    lengths = bound - np.stack([rng.integers(0, 9, 90)] * 2, 1) * (bound[:, 1:] > 9)
+    rows = packing.plan(lengths, CONFIG, 1, epoch, num_rows, bound)
+    assert len(rows) == num_rows and sorted(rows.clips) == list(range(90))
+    assert all((lengths[rows[r]].sum(0) <= (CONFIG.row_tokens, CONFIG.text_tokens)).all() for r in range(num_rows))
+
+
 def test_an_epoch_that_packs_badly_falls_back_on_the_promised_number():
   lengths = lengths_of(60, low=150, high=360)
-  counts = [len(packing._best_fit(packing._order(lengths, 0, e, 0), lengths, CONFIG)) for e in range(40)]
+  counts = [len(packing._fewest(lengths, CONFIG, 0, epoch, 0)) for epoch in range(40)]
   assert max(counts[1:]) > counts[0]
   needed = counts[0]
   for epoch in range(40):
@@ -122,11 +142,47 @@ def test_picture_cells_cover_the_clip_without_gap_in_time_and_are_centred_in_spa
   position, extent = position.reshape(4, 4, 6, 3), extent.reshape(4, 4, 6, 3)
   start, end = (position[:, 0, 0, 0] + sign * extent[:, 0, 0, 0] / 2 for sign in (-1, 1))
   np.testing.assert_allclose(start[1:], end[:-1], rtol=1e-5)
-  np.testing.assert_allclose([start[0], end[0], end[-1]], [0, 1 / 12, 13 / 12], atol=1e-6)
+  np.testing.assert_allclose([start[0], end[0], end[-1]], [0, 0, 12 / 12], atol=1e-6)  # the last frame is number 12
   np.testing.assert_allclose(position[..., 1:].mean((0, 1, 2)), 0, atol=1e-6)
   np.testing.assert_allclose(extent[0, :, 0, 1].sum() * extent[0, 0, :, 2].sum(), 1, rtol=1e-5)  # area of a frame
   np.testing.assert_allclose(np.diff(position[0, :, 0, 1]), extent[0, 0, 0, 1], rtol=1e-5)
   np.testing.assert_allclose(extent[..., 1], extent[..., 2])  # isotropic
+
+
+def intervals(frames, fps, height, width, spatial_compression=8):
+  """Start and end of each cell in (t, y, x): float[2, t, h, w, 3]."""
+  shape = (1 + (frames - 1) // 4, height // spatial_compression, width // spatial_compression)
+  position, extent = packing.video_geometry(shape, fps, height, width, 4, spatial_compression)
+  return np.stack([position - extent / 2, position + extent / 2]).reshape(2, *shape, 3)
+
+
+@pytest.mark.parametrize('frames, fps', [(9, 12.0), (33, 24.0), (17, 8.0)])
+def test_what_is_shown_has_the_same_time_at_twice_the_frame_rate(frames, fps):
+  """Frame j shows the state at j / fps; the cell that holds it also holds frame 2 j of twice the rate, or its half does."""
+  slow, fast = intervals(frames, fps, 32, 48), intervals(2 * frames - 1, 2 * fps, 32, 48)
+  np.testing.assert_allclose(slow[:, 0], fast[:, 0], atol=1e-6)  # the first frame, and so a still image
+  np.testing.assert_allclose(slow[0, 1:], fast[0, 1::2], atol=1e-5)
+  np.testing.assert_allclose(slow[1, 1:], fast[1, 2::2], atol=1e-5)
+  for times, rate, step in ((slow, fps, 1), (fast, 2 * fps, 2)):
+    for j in range(0, step * (frames - 1) + 1, step):
+      start, end = times[:, -(-j // 4), 0, 0, 0]
+      assert start - 1e-5 <= j / rate <= end + 1e-5
+
+
+@pytest.mark.parametrize('height, width', [(32, 32), (32, 48), (48, 32), (64, 16)])
+def test_what_is_shown_has_the_same_place_at_twice_the_resolution(height, width):
+  small, large = intervals(9, 12.0, height, width), intervals(9, 12.0, 2 * height, 2 * width)
+  np.testing.assert_allclose(small[0], large[0][:, ::2, ::2], atol=1e-6)
+  np.testing.assert_allclose(small[1], large[1][:, 1::2, 1::2], atol=1e-6)
+
+
+def test_shapes_keep_their_form_across_aspect_ratios():
+  """A square of pixels is a square of space, and the frame is centred with an area of 1, in every frame."""
+  for height, width in ((32, 32), (32, 64), (64, 32), (40, 88)):
+    start, end = intervals(5, 12.0, height, width)
+    np.testing.assert_allclose((end - start)[..., 1], (end - start)[..., 2], rtol=1e-5)
+    np.testing.assert_allclose(end[-1, -1, -1, 1:] * np.sqrt(height * width), [height / 2, width / 2], rtol=1e-6)
+    np.testing.assert_allclose(start[0, 0, 0, 1:], -end[-1, -1, -1, 1:], rtol=1e-6)
 
 
 def test_sound_runs_on_the_clock_of_the_picture_and_fills_the_frame():

@@ -3,12 +3,16 @@
 A row's segments stand one after another, each as text, then sound, then stills, then picture (frame by frame, top to
 bottom, left to right); padding is at the end. Positions are the centres, and extents the lengths, of what a token covers:
 
-  picture, cell (k, i, j)   k = 0: frame 0 alone, [0, 1/fps); k >= 1: frames tc(k-1)+1 .. tc k, as the causal codec
-                            groups them. y = ((i + 1/2) sc - H/2) / sqrt(H W), and x likewise; sc and tc are the codec's
+  picture, cell (k, i, j)   k = 0: frame 0 alone, the instant 0; k >= 1: frames tc(k-1)+1 .. tc k, as the causal codec
+                            groups them, the time (tc(k-1), tc k] / fps up to the instant that the last of them shows.
+                            y = ((i + 1/2) sc - H/2) / sqrt(H W), and x likewise; sc and tc are the codec's
                             compressions, H and W the pixels of the clip itself (before the codec pads it).
   sound, latent j           [j, j + 1) / rate seconds; centred in space, as large as the frame.
-  still                     the cells of one frame, encoded alone, that is shown for 1/fps from a time of its own on.
+  still                     the cells of one frame, encoded alone, at the instant that it shows.
   text                      position 0, extent 0.
+
+So what is shown has one place at every frame rate and resolution: at twice the rate two cells share what one covers
+now, at twice the size four. A still image is an instant.
 
 Noise-level groups of a row are numbered as they come; 0 is padding. What is to be made of a clip has one time in all, or
 one for each latent frame and the sound beside it (`frame_levels`); text, stills and given tokens have none.
@@ -30,6 +34,8 @@ from veojax.types import AUDIO, GIVEN, TEXT, VIDEO, Tokens
 
 SHUFFLE, SHUFFLE_ROWS = 1, 2  # streams of random numbers, so that one seed serves several uses
 MAX_OPEN_ROWS = 256  # rows kept open while an epoch is planned: more fill better and take longer
+# Clips of a shuffled block, and what it is sorted by: all tokens (0) fill best, text (1) where text is what runs short.
+ORDERS = ((64, 0), (16, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,19 +111,22 @@ class Rows:
 # Planning.
 
 
-def plan(lengths: np.ndarray, config: PackConfig, seed: int, epoch: int, rows: int | None = None) -> Rows:
-  """Rows of an epoch: every clip exactly once, always `num_rows(lengths, config, seed)` rows (pass it where known).
+def plan(lengths: np.ndarray, config: PackConfig, seed: int, epoch: int, rows: int | None = None,
+         bound: np.ndarray | None = None) -> Rows:
+  """Rows of an epoch: every clip exactly once, always `num_rows(bound, config, seed)` rows (pass it where known).
 
-  lengths: int[N, 2], for each clip its tokens and the text tokens among them. Best fit over a shuffled order (Johnson
-  1974), so which clips meet differs from epoch to epoch.
+  lengths: int[N, 2], for each clip its tokens and the text tokens among them. bound: the lengths that no epoch's
+  exceed, where they change from epoch to epoch. Best fit over a shuffled order (Johnson 1974), so which clips meet
+  differs from epoch to epoch.
   """
-  rows = num_rows(lengths, config, seed) if rows is None else rows
+  bound = lengths if bound is None else bound
+  rows = num_rows(bound, config, seed) if rows is None else rows
   for attempt in range(4):
-    bins = _best_fit(_order(lengths, seed, epoch, attempt), lengths, config)
+    bins = _fewest(lengths, config, seed, epoch, attempt)
     if len(bins) <= rows:
       break
   else:
-    bins = _best_fit(_order(lengths, seed, 0, 0), lengths, config)
+    bins = _fewest(bound, config, seed, 0, 0)
   _split(bins, rows)
   bins = [bins[i] for i in np.random.default_rng([seed, SHUFFLE_ROWS, epoch]).permutation(rows)]
   start = np.cumsum([0] + [len(b) for b in bins])
@@ -132,7 +141,7 @@ def num_rows(lengths: np.ndarray, config: PackConfig, seed: int) -> int:
   """
   _check(lengths, config)
   probes = min(8, max(1, 100_000 // len(lengths)))
-  most = max(len(_best_fit(_order(lengths, seed, epoch, 0), lengths, config)) for epoch in range(probes))
+  most = max(len(_fewest(lengths, config, seed, epoch, 0)) for epoch in range(probes))
   return min(len(lengths), most + most // 500)
 
 
@@ -145,11 +154,16 @@ def _check(lengths, config):
                      'raise row_tokens and text_tokens, or prepare shorter or smaller clips')
 
 
-def _order(lengths, seed, epoch, attempt):
+def _fewest(lengths, config, seed, epoch, attempt) -> list[list[int]]:
+  """The better of the plans that the orders give."""
+  shuffled = np.random.default_rng([seed, SHUFFLE, epoch, attempt]).permutation(len(lengths))
+  return min((_best_fit(_order(shuffled, lengths, *order), lengths, config) for order in ORDERS), key=len)
+
+
+def _order(shuffled, lengths, size, by):
   """A shuffled order, in short blocks the longest first: they fill better, and who meets whom is left to chance."""
-  order = np.random.default_rng([seed, SHUFFLE, epoch, attempt]).permutation(len(lengths))
-  blocks = np.array_split(order, max(8, len(order) // 64))
-  return np.concatenate([block[np.argsort(-lengths[block, 0], kind='stable')] for block in blocks])
+  blocks = np.array_split(shuffled, max(8, len(shuffled) // size))
+  return np.concatenate([block[np.argsort(-lengths[block, by], kind='stable')] for block in blocks])
 
 
 def _best_fit(order, lengths, config) -> list[list[int]]:
@@ -221,7 +235,7 @@ def _place_media(row, at, segment, clip, groups) -> int:
   geometry = (clip.fps, clip.height, clip.width, clip.temporal_compression, clip.spatial_compression)
   if clip.audio is not None:
     position, extent = audio_geometry(len(clip.audio), clip.latent_rate, clip.height, clip.width)
-    beside = np.clip(np.ceil((position[:, 0] * clip.fps - 1) / clip.temporal_compression), 0, frames.max())
+    beside = np.clip(np.ceil(position[:, 0] * clip.fps / clip.temporal_compression), 0, frames.max())
     at = _place(row, at, segment, AUDIO, position, extent, clip.audio,
                 groups.of(segment, AUDIO, clip.audio_given, beside.astype(int), levels))
   for still in clip.stills:
@@ -286,15 +300,14 @@ def video_geometry(shape: tuple[int, int, int], fps: float, height: int, width: 
                    spatial_compression: int) -> tuple[np.ndarray, np.ndarray]:
   """(position, extent) of the cells of a picture, float32[t h w, 3] each: (seconds, y, x). height, width: pixels."""
   t, h, w = shape
-  k = np.arange(t)
-  first = np.where(k == 0, 0, temporal_compression * (k - 1) + 1)
-  end = temporal_compression * k + 1
+  end = temporal_compression * np.arange(t)
+  start = np.maximum(end - temporal_compression, 0)
   unit = math.sqrt(height * width)
   y = ((np.arange(h) + 0.5) * spatial_compression - height / 2) / unit
   x = ((np.arange(w) + 0.5) * spatial_compression - width / 2) / unit
-  position = np.stack(np.meshgrid((first + end) / (2 * fps), y, x, indexing='ij'), -1)
+  position = np.stack(np.meshgrid((start + end) / (2 * fps), y, x, indexing='ij'), -1)
   extent = np.empty_like(position)
-  extent[..., 0] = ((end - first) / fps)[:, None, None]
+  extent[..., 0] = ((end - start) / fps)[:, None, None]
   extent[..., 1:] = spatial_compression / unit
   return _frozen(position), _frozen(extent)
 

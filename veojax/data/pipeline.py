@@ -20,6 +20,7 @@ import numpy as np
 
 from veojax.data import packing
 from veojax.data import tasks as training_tasks
+from veojax.data.epochs import Epochs
 from veojax.data.packing import LatentClip, PackConfig
 from veojax.data.tasks import TaskConfig
 from veojax.types import Tokens
@@ -140,12 +141,13 @@ class RowSource:
   """Packed rows (`Tokens`, no batch dim) of clips' latents with their captions.
 
   A caption is dropped (the empty prompt stands in) with probability caption_dropout, and a task decides what of the clip
-  is given, both drawn per epoch and clip. A clip longer than a row is cut to its beginning; one of which not even a frame fits, or with neither picture nor sound, is
-  left out. `report` counts both.
+  is given, both drawn per epoch and clip. A clip longer than a row is cut to its beginning; one of which not even a frame
+  fits, or with neither picture nor sound, is left out. `report` counts both. weights: float[N], how often an epoch holds
+  each clip (see `epochs`); once, if None.
   """
 
   def __init__(self, latents: LatentSource, tokenizer, config: PackConfig, seed: int = 0, caption_dropout: float = 0.1,
-               tasks: TaskConfig = TaskConfig()):
+               tasks: TaskConfig = TaskConfig(), weights: np.ndarray | None = None):
     self.latents, self.tokenizer, self.config = latents, tokenizer, config
     self.seed, self.caption_dropout, self.tasks = seed, caption_dropout, tasks
     video, audio = (np.asarray(x, np.int64).reshape(len(latents), -1) for x in latents.lengths)
@@ -159,10 +161,13 @@ class RowSource:
     if not len(self.clips):
       raise ValueError(f'none of {len(latents)} clips fits rows of {config.row_tokens} tokens; raise row_tokens, or '
                        'prepare smaller clips')
-    self.rows_per_epoch = packing.num_rows(self.lengths, config, seed)
+    weights = np.ones(len(latents)) if weights is None else np.asarray(weights, np.float64)
+    self.epochs = Epochs(self.lengths, weights[keep], seed)
+    self.rows_per_epoch = packing.num_rows(self.epochs.bound, config, seed)
+    used = self.lengths[self.epochs[0], 0].sum()
     self.report = {'clips': len(self.clips), 'left out': int(len(keep) - keep.sum()),
                    'cut': int((keep & (total > config.row_tokens)).sum()), 'rows per epoch': self.rows_per_epoch,
-                   'fill': float(self.lengths[:, 0].sum() / (self.rows_per_epoch * config.row_tokens))}
+                   'fill': float(used / (self.rows_per_epoch * config.row_tokens))}
     self._plans, self._lock = {}, threading.Lock()
     if self.report['left out'] or self.report['cut']:
       log.warning('rows of %d tokens: %d clips cut to their beginning, %d left out (a single latent frame does not '
@@ -182,12 +187,16 @@ class RowSource:
     """Numbers, in `latents`, of the clips in a row, segment by segment."""
     epoch, at = divmod(row, self.rows_per_epoch)
     with self._lock:  # one thread plans, the others wait for it
-      rows = self._plans.get(epoch)
-      if rows is None:
-        rows = packing.plan(self.lengths, self.config, self.seed, epoch, self.rows_per_epoch)
+      if epoch not in self._plans:
         # Read ahead across the end of an epoch, rows of two are wanted at a time.
-        self._plans = {**dict(list(self._plans.items())[-1:]), epoch: rows}
-    return self.clips[rows[at]].tolist()
+        self._plans = {**dict(list(self._plans.items())[-1:]), epoch: self._plan(epoch)}
+      clips, rows = self._plans[epoch]
+    return clips[rows[at]].tolist()
+
+  def _plan(self, epoch):
+    clips = self.epochs[epoch]
+    rows = packing.plan(self.lengths[clips], self.config, self.seed, epoch, self.rows_per_epoch, self.epochs.bound)
+    return self.clips[clips], rows
 
   def _encode(self, text):
     return self.tokenizer.encode(text, max_length=self.config.max_text)

@@ -28,6 +28,7 @@ class LossConfig:
   joint: bool = True        # sound and picture of a clip drawn at one time, before their own shifts
   video_weight: float = 1.0
   audio_weight: float = 1.0
+  mean_over: Literal['clips', 'tokens'] = 'clips'  # a clip of many tokens weighs as one, or as many
   weighting: Literal['none', 'min_snr'] = 'none'  # of the noise levels
   min_snr_gamma: float = 5.0
 
@@ -49,8 +50,8 @@ def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[
 
 
 def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig, objective: Objective):
-  """(loss, metrics). Means are over tokens and channels of each modality; tokens at noise 0 are given and cost
-  nothing."""
+  """(loss, metrics). Means are over clips or tokens, and channels, of each modality; tokens at noise 0 are given and
+  cost nothing."""
   process = objective.make_process()
   key_t, key_eps = jax.random.split(key)
   noise_BG = draw_levels(key_t, tokens, config)
@@ -67,7 +68,16 @@ def diffusion_loss(model, tokens: Tokens, key: PRNGKeyArray, config: LossConfig,
   for name, modality, channels, weight in (('video', VIDEO, model.config.video_channels, config.video_weight),
                                            ('audio', AUDIO, model.config.audio_channels, config.audio_weight)):
     mask_BL = ((tokens.modality == modality) & (t_BL1[..., 0] > 0)).astype(jnp.float32)
-    mean = jnp.sum(error_BLC[..., :channels].mean(-1) * mask_BL) / jnp.maximum(jnp.sum(mask_BL), 1.0)
+    share_BL = mask_BL if config.mean_over == 'tokens' else shares(mask_BL, tokens)
+    mean = jnp.sum(error_BLC[..., :channels].mean(-1) * share_BL) / jnp.maximum(jnp.sum(share_BL), 1.0)
     metrics[f'{name}_loss'] = mean
     loss += weight * mean
   return loss, metrics
+
+
+def shares(mask_BL: Float[Array, 'b l'], tokens: Tokens) -> Float[Array, 'b l']:
+  """The mask with each segment's ones made to sum to 1."""
+  # A row has fewer segments than groups.
+  segment_BLG = jax.nn.one_hot(tokens.segment, tokens.group_segment.shape[1])
+  count_BG = jnp.einsum('bl,blg->bg', mask_BL, segment_BLG, out_sharding=sharding.in_force(sharding.B))
+  return mask_BL / jnp.maximum(layers.take(count_BG, tokens.segment, sharding.BL), 1.0)

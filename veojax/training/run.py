@@ -8,6 +8,7 @@ from rich import console
 
 from veojax import config as door
 from veojax import sharding
+from veojax.data import mixing
 from veojax.generation import codecs
 from veojax.training import journal, loop
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage
@@ -96,6 +97,7 @@ def codec_of(config: TransformerRun, workdir: pathlib.Path, kind: str):
   path = pathlib.Path(named)
   if path.suffix == '.py':
     inner = build(read_config(path))
-    train(dataclasses.replace(inner, data=inner.data or config.data), workdir / f'{kind}_vae')
+    data = inner.data or mixing.parts(config.data)[0].path
+    train(dataclasses.replace(inner, data=data), workdir / f'{kind}_vae')
     path = workdir / f'{kind}_vae'
   return codecs.load(path, kind)

@@ -1,6 +1,5 @@
 """Stage three: the transformer learns to denoise packed rows of the codecs' latents under their captions."""
 import dataclasses
-import functools
 import pathlib
 import shutil
 from typing import Literal
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from veojax.data import datasets, latents as latent_cache, pipeline
+from veojax.data import datasets, latents as latent_cache, mixing, pipeline
+from veojax.data.mixing import DataConfig
 from veojax.data.packing import PackConfig
 from veojax.data.tasks import TaskConfig
 from veojax.data.tokenizer import Tokenizer
@@ -35,12 +35,14 @@ class TransformerRun:
   video_codec, audio_codec: a codec that comes with the package ('world'); or a codec's config file, trained first
   inside the run; or the folder of a finished codec run; or a codec.safetensors. An empty audio_codec makes a model
   without sound.
+  data: a prepared data set; or several, [{'path': ..., 'weight': ...}, ...], of pictures or sound alone too. The first
+  one's tokenizer reads all captions, and it trains the codecs that are trained inside the run.
   latents: 'cached' encodes every clip once, before the training; 'on_the_fly' whenever it is read.
   """
   stage: Literal['transformer']
   video_codec: str
   audio_codec: str
-  data: str = ''
+  data: str | tuple[DataConfig, ...] = ''
   seed: int = 0
   dit: DiTConfig = DiTConfig()
   objective: Objective = Objective()
@@ -69,15 +71,22 @@ class TransformerStage:
 
   def __init__(self, config: TransformerRun, workdir: pathlib.Path, video_codec, audio_codec):
     self.config, self.video_codec, self.audio_codec = config, video_codec, audio_codec
-    self.dataset = datasets.open_dataset(config.data)
+    self.parts = mixing.parts(config.data)
+    self.dataset = datasets.open_dataset(self.parts[0].path)
     self.tokenizer = Tokenizer.load(self.dataset.tokenizer_path)
     self._check()
     self._loss = jax.jit(self.loss)
-    encoded = functools.partial(_latents, workdir, config, video_codec, audio_codec)
-    self.source = pipeline.RowSource(encoded('train'), self.tokenizer, config.pack, config.seed, config.caption_dropout,
-                                     config.tasks)
-    self.held_out = pipeline.RowSource(encoded(heldout.split(config.data).split), self.tokenizer, config.pack,
-                                       config.seed, 0.0, config.tasks)
+    self.source = self._rows(workdir, datasets.open_dataset, config.caption_dropout)
+    self.held_out = self._rows(workdir, heldout.split, 0.0)
+
+  def _rows(self, workdir, open_dataset, caption_dropout) -> pipeline.RowSource:
+    """The rows of all data sets, each by its weight."""
+    config = self.config
+    sources = [_latents(workdir, i, open_dataset(part.path), config, self.video_codec, self.audio_codec)
+               for i, part in enumerate(self.parts)]
+    weights = np.repeat([part.weight for part in self.parts], [len(source) for source in sources])
+    return pipeline.RowSource(mixing.JoinedLatents(sources), self.tokenizer, config.pack, config.seed, caption_dropout,
+                              config.tasks, weights)
 
   def _check(self):
     config = self.config
@@ -136,10 +145,12 @@ class TransformerStage:
     weights.save(workdir / 'weights.safetensors', ema, {'kind': 'transformer'})
 
 
-def _latents(workdir, config, video_codec, audio_codec, split):
-  dataset = datasets.open_dataset(config.data, split)
+def _latents(workdir, number, dataset, config, video_codec, audio_codec):
+  """A data set's latents; its cache is latents/SPLIT in the work directory, latents/SPLIT_1 for the second, ..."""
+  num_stills = config.tasks.num_stills
   if config.latents == 'on_the_fly':
-    return latents.EncodedSource(dataset, video_codec, audio_codec, config.tasks.num_stills)
-  latents.write(workdir / 'latents' / split, dataset, video_codec, audio_codec, num_stills=config.tasks.num_stills)
+    return latents.EncodedSource(dataset, video_codec, audio_codec, num_stills)
+  path = workdir / 'latents' / (f'{dataset.split}_{number}' if number else dataset.split)
+  latents.write(path, dataset, video_codec, audio_codec, num_stills=num_stills)
   hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
-  return latent_cache.LatentCache.open(workdir / 'latents' / split, *hashes)
+  return latent_cache.LatentCache.open(path, *hashes)
