@@ -36,7 +36,8 @@ class Letters:
     return ([1] + [3 + ord(c) for c in text] + [2])[:max_length]
 
 
-KINDS = {'clips': Latents(12, 100, (3, 2, 3), 6), 'images': Latents(20, 200, (1, 2, 2)), 'sounds': Latents(8, 300, audio=9)}
+KINDS = {'clips': Latents(12, 100, (3, 2, 3), 6), 'images': Latents(20, 200, (1, 2, 2)),
+         'sounds': Latents(8, 300, audio=9)}
 
 
 def rows(weights):
@@ -46,7 +47,7 @@ def rows(weights):
 
 
 def clips_in(row):
-  """The clips of a row by number, as its latents have them; of each, the modalities."""
+  """The clips of a row by number, as its latents have them."""
   return [int(row.latent[(row.segment == s) & (row.modality > 1)][0, 0]) for s in range(1, row.segment.max() + 1)]
 
 

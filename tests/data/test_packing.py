@@ -158,7 +158,7 @@ def intervals(frames, fps, height, width, spatial_compression=8):
 
 @pytest.mark.parametrize('frames, fps', [(9, 12.0), (33, 24.0), (17, 8.0)])
 def test_what_is_shown_has_the_same_time_at_twice_the_frame_rate(frames, fps):
-  """Frame j shows the state at j / fps; the cell that holds it also holds frame 2 j of twice the rate, or its half does."""
+  """Frame j shows the state at j / fps, as frame 2 j of twice the rate does; both lie in cells that hold that time."""
   slow, fast = intervals(frames, fps, 32, 48), intervals(2 * frames - 1, 2 * fps, 32, 48)
   np.testing.assert_allclose(slow[:, 0], fast[:, 0], atol=1e-6)  # the first frame, and so a still image
   np.testing.assert_allclose(slow[0, 1:], fast[0, 1::2], atol=1e-5)

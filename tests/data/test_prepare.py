@@ -88,6 +88,31 @@ def test_rendered_clips_are_those_that_are_stored_and_take_no_room(world, tmp_pa
     prepare(fill(tmp_path / 'source', 1), tmp_path / 'other', config=PrepareConfig(store='rendered'), progress=False)
 
 
+@pytest.mark.parametrize('only, absent', [('picture', 'audio'), ('sound', 'video')])
+@pytest.mark.parametrize('store', ['decoded', 'compressed', 'rendered'])
+def test_picture_or_sound_alone(world, tmp_path, only, absent, store):
+  config = dataclasses.replace(WORLD, store=store, only=only, tokenizer=str(world / 'text.model'))
+  prepare('world', tmp_path / 'data', config=config, workers=1, progress=False)
+  whole, part = datasets.open_dataset(world), datasets.open_dataset(tmp_path / 'data')
+  assert not part.index['num_samples' if only == 'picture' else 'num_frames'].any()
+  assert getattr(part[0], absent) is None and part[0].text == whole[0].text
+  kept = 'video' if only == 'picture' else 'audio'
+  assert len(getattr(part[0], kept)) == len(getattr(whole[0], kept))
+  if store != 'compressed':
+    assert np.array_equal(getattr(part[0], kept), getattr(whole[0], kept))
+
+
+def test_a_file_without_what_is_kept_is_named(tmp_path):
+  folder = fill(tmp_path / 'source', 2)
+  media.write(folder / 'silent.mp4', film(sound=False))
+  summary = prepare(folder, tmp_path / 'data', progress=False, workers=1,
+                    config=PrepareConfig(vocab_size=400, only='sound', validation_fraction=0))
+  assert summary.kept == 2 and summary.rejected['without sound']['count'] == 1
+  assert 'without picture' not in summary.notes
+  with pytest.raises(ValueError, match="only='words'"):
+    PrepareConfig(only='words')
+
+
 def test_a_second_time_it_is_already_prepared(world, capsys):
   before = {path: path.stat().st_mtime_ns for path in world.rglob('*')}
   summary = prepare('world', world, config=WORLD)

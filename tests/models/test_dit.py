@@ -9,7 +9,7 @@ from flax import nnx
 
 from veojax import sharding
 from veojax.data import packing
-from veojax.models import attention, dit, rope, transformer
+from veojax.models import attention, blocked_attention, dit, rope, transformer
 from veojax.models.text import TextConfig
 
 CONFIG = dit.DiTConfig(video_channels=4, audio_channels=6, width=32, depth=2, num_heads=2, mlp_width=48,
@@ -56,32 +56,61 @@ def test_it_starts_at_zero_and_blocks_as_the_identity(two):
   assert not np.any(fresh(two, levels(two)))
 
 
-def test_no_output_depends_on_another_segment(model, two):
-  """By gradient, through latents, noise levels and text: exactly zero."""
-  first = jnp.asarray(two.segment == 1)
+@pytest.fixture
+def kinds():
+  """A clip, an image and a sound, with captions of their own pieces."""
+  rng = np.random.default_rng(8)
+  of = lambda text, **kwargs: clip(rng, (text, text + 1), **kwargs)
+  return [of(10), of(20, frames=1, sound=0, size=(3, 2)), of(30, frames=0, sound=7)]
 
-  def of_first(latent, noise, embedding):
+
+@pytest.fixture
+def mixed(kinds):
+  """Two rows of them, in either order, with padding."""
+  return rows(packing.pack(kinds, PACK), packing.pack(kinds[::-1], PACK))
+
+
+@pytest.fixture(params=['blocked', 'dense'])
+def way(request, monkeypatch):
+  """Each way of computing attention within segments."""
+  monkeypatch.setattr(attention, 'attention',
+                      {'blocked': blocked_attention.attention, 'dense': attention.dense}[request.param])
+
+
+@pytest.mark.parametrize('segment', [1, 2, 3])
+def test_no_output_depends_on_another_segment(model, mixed, way, segment):
+  """By gradient, through latents, places, noise levels and captions: exactly zero for all of another segment, of
+  another row and of padding."""
+  mine = np.zeros(mixed.segment.shape, bool)
+  mine[0] = mixed.segment[0] == segment
+  text_mine = np.zeros(mixed.text_segment.shape, bool)
+  text_mine[0] = mixed.text_segment[0] == segment
+  group_mine = np.zeros(mixed.group_segment.shape, bool)
+  group_mine[0] = mixed.group_segment[0] == segment
+  weights = jnp.asarray(np.random.default_rng(9).normal(size=mixed.latent.shape), jnp.float32)
+
+  def of_mine(latent, position, extent, noise, embedding):
     changed = jax.tree.map(lambda a: a, model)
     changed.text_encoder.embedding = nnx.Param(embedding)
-    out = changed(two._replace(latent=latent), noise)
-    return jnp.sum(jnp.where(first[..., None], out, 0) ** 2)
-  embedding = model.text_encoder.embedding[...]
-  by_latent, by_noise, by_embedding = jax.grad(of_first, (0, 1, 2))(jnp.asarray(two.latent), levels(two), embedding)
-  assert np.all(np.asarray(by_latent)[np.asarray(two.segment) == 2] == 0)
-  assert np.any(np.asarray(by_latent)[np.asarray(two.segment) == 1])
-  assert np.all(np.asarray(by_noise)[np.asarray(two.group_segment) == 2] == 0)
-  assert np.any(np.asarray(by_noise)[np.asarray(two.group_segment) == 1])
-  assert np.all(np.asarray(by_embedding)[[7, 8]] == 0) and np.any(np.asarray(by_embedding)[5])
+    out = changed(mixed._replace(latent=latent, position=position, extent=extent), noise)
+    return jnp.sum(jnp.where(jnp.asarray(mine)[..., None], weights * out, 0))
+  inputs = *map(jnp.asarray, (mixed.latent, mixed.position, mixed.extent)), levels(mixed)
+  gradients = jax.jit(jax.grad(of_mine, range(5)))(*inputs, model.text_encoder.embedding[...])
+  *of_tokens, of_noise, of_pieces = map(np.asarray, gradients)
+  for gradient in of_tokens:
+    assert np.all(gradient[~mine] == 0) and np.any(gradient[mine])
+  assert np.all(of_noise[~group_mine] == 0) and np.any(of_noise[group_mine])
+  pieces = np.unique(mixed.text[text_mine])
+  assert np.all(np.delete(of_pieces, pieces, 0) == 0) and np.all(np.any(of_pieces[pieces], 1))
 
 
-def test_alone_is_as_packed(model):
-  rng = np.random.default_rng(1)
-  clips = [clip(rng), clip(rng, (2, 9, 3), 1, (3, 3), 5)]
-  packed, alone = rows(packing.pack(clips, PACK)), rows(packing.pack(clips[1:], PACK))
-  noise = jnp.full(packed.group_modality.shape, 0.3)
-  a = np.asarray(model(packed, noise))[0][np.asarray(packed.segment[0]) == 2]
-  b = np.asarray(model(alone, noise))[0][np.asarray(alone.segment[0]) == 1]
-  np.testing.assert_allclose(a, b, atol=1e-5)
+def test_alone_is_as_packed(model, kinds, mixed, way):
+  noise = jnp.full(mixed.group_modality.shape, 0.3)
+  together = np.asarray(model(mixed, noise))[0]
+  for segment, one in enumerate(kinds, 1):
+    row = rows(packing.pack([one], PACK))
+    alone = np.asarray(model(row, noise[:1]))[row.segment == 1]
+    np.testing.assert_allclose(alone, together[mixed.segment[0] == segment], atol=1e-5)
 
 
 def test_the_order_of_tokens_does_not_matter(model, two):

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from veojax import sharding
 from veojax.data import packing
 from veojax.diffusion import predictions
 from veojax.diffusion.objective import PROCESSES, Objective
+from veojax.models import dit
 from veojax.models.dit import DiTConfig
 from veojax.training import losses
 from veojax.training.losses import LossConfig
@@ -97,6 +99,50 @@ def test_weights_weigh_the_modalities():
   run = lambda **weights: losses.diffusion_loss(Zero(), tokens, jax.random.key(1), LossConfig(**weights), Objective())
   loss, metrics = run(video_weight=2.0, audio_weight=0.5)
   assert float(loss) == pytest.approx(2 * float(metrics['video_loss']) + 0.5 * float(metrics['audio_loss']))
+
+
+class Wrong:
+  """Wrong by 1 on the tokens of chosen clips: those of `segment` in every row."""
+  config = Knowing.config
+
+  def __init__(self, tokens, objective, segment):
+    self.knowing, self.segment = Knowing(tokens, objective), segment
+
+  def __call__(self, tokens, noise):
+    return self.knowing(tokens, noise) + jnp.asarray(tokens.segment == self.segment, jnp.float32)[..., None]
+
+
+def a_long_and_a_short_clip(rng):
+  """A video of 8 cells with 3 latents of sound, an image of 2 cells, and a sound of 6 latents."""
+  def clip(video, sound):
+    return packing.LatentClip(
+        video=rng.normal(size=(*video, 4)).astype('f') if video else None,
+        audio=rng.normal(size=(sound, 6)).astype('f') if sound else None, text_ids=[2, 4, 3], fps=8.0, height=16,
+        width=16, temporal_compression=4, spatial_compression=8, latent_rate=25.0)
+  row = packing.pack([clip((2, 2, 2), 3), clip((1, 1, 2), 0), clip(None, 6)], PACK)
+  return Tokens(*(np.stack([x, x]) for x in row))
+
+
+@pytest.mark.parametrize('mean_over, video, audio', [
+    ('clips', [1 / 2, 1 / 2, 0], [1 / 2, 0, 1 / 2]), ('tokens', [8 / 10, 2 / 10, 0], [3 / 9, 0, 6 / 9])])
+def test_a_mean_over_clips_weighs_each_alike_and_one_over_tokens_by_its_size(mean_over, video, audio):
+  tokens, objective = a_long_and_a_short_clip(np.random.default_rng(4)), Objective()
+  for segment in (1, 2, 3):
+    _, metrics = losses.diffusion_loss(Wrong(tokens, objective, segment), tokens, jax.random.key(0),
+                                       LossConfig(mean_over=mean_over), objective)
+    assert float(metrics['video_loss']) == pytest.approx(video[segment - 1], abs=1e-4)
+    assert float(metrics['audio_loss']) == pytest.approx(audio[segment - 1], abs=1e-4)
+
+
+def test_shares_are_the_same_on_any_mesh():
+  tokens = Tokens(*(np.concatenate([x] * 4) for x in a_long_and_a_short_clip(np.random.default_rng(5))))
+  mask = jnp.asarray(tokens.modality == VIDEO, jnp.float32)
+  want = losses.shares(mask, tokens)
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, context=4))
+  with jax.set_mesh(mesh):
+    put = lambda x, spec: jax.device_put(x, sharding.named(mesh, spec))
+    got = jax.jit(losses.shares)(put(mask, sharding.BL), jax.tree.map(put, tokens, dit.TOKEN_SPECS))
+  np.testing.assert_allclose(got, want)
 
 
 def test_objectives_that_are_not_defined_are_refused():

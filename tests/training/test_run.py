@@ -128,6 +128,26 @@ def test_micro_batches_make_one_update(folder):
   assert leaves(folder / 'accumulated')[1] == 16
 
 
+def test_several_data_sets_train_together_by_their_weights(folder):
+  """Clips with sound, images alone and sounds alone; latents of each are kept apart."""
+  for only in ('picture', 'sound'):
+    world = WorldConfig(num_frames=1 if only == 'picture' else 9, height=16, width=16, sample_rate=8000)
+    config = prepare.PrepareConfig(num_clips=6, world=world, vocab_size=400, store='rendered', only=only)
+    prepare.prepare('world', folder / only, config=config, workers=1, progress=False)
+  data = [{'path': str(folder / 'data')}, {'path': str(folder / 'picture'), 'weight': 2},
+          {'path': str(folder / 'sound'), 'weight': 0.5}]
+  config = run.build(tree(folder, data=data, loop={**LOOP, 'num_steps': 2}))
+  run.train(config, folder / 'several')
+  assert sorted(path.name for path in (folder / 'several' / 'latents').iterdir()) == [
+      'train', 'train_1', 'train_2', 'validation', 'validation_1', 'validation_2']
+  stage = transformer.TransformerStage(config, folder / 'several', *[
+      run.codec_of(config, folder / 'several', kind) for kind in run.CODECS])
+  clips = np.concatenate([stage.source.clips_of(row) for row in range(stage.source.rows_per_epoch)])
+  sizes = [len(source) for source in stage.source.latents.sources]
+  counts = np.bincount(np.repeat([0, 1, 2], sizes)[clips])
+  assert counts.tolist() == [sizes[0], 2 * sizes[1], -(-sizes[2] // 2)]
+
+
 @pytest.mark.parametrize('changes, words', [
     ({'dit': {**DIT['dit'], 'width': 64}}, ['dit.width', '32', '64', 'workdir']),
     ({'caption_dropout': 0.9}, ['caption_dropout']),
@@ -148,6 +168,7 @@ def test_a_checkpoint_of_another_model_is_named(folder, whole):
 
 @pytest.mark.parametrize('changes, words', [
     ({'data': '/nowhere'}, ['/nowhere', 'veojax prepare']),
+    ({'data': [{'path': '/nowhere', 'weight': 0}]}, ['/nowhere', 'weight=0']),
     ({'video_codec': '/nowhere'}, ['/nowhere', 'does not exist']),
     ({'dit': {**DIT['dit'], 'video_channels': 5}, 'pack': DIT['pack']}, ['dit.video_channels=5', '4']),
     ({'dit': {**DIT['dit'], 'text': {**DIT['dit']['text'], 'vocab_size': 10}}}, ['vocab_size', '10']),

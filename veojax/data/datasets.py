@@ -99,7 +99,10 @@ def deserialize(record: bytes) -> Clip:
     return clip
   stored = example['media'].tobytes()
   if stored.startswith(_SCENE):
-    return _render(stored)
+    whole = _render(stored)
+    return dataclasses.replace(
+        whole, video=whole.video if num_frames else None, fps=whole.fps if num_frames else 0.0,
+        audio=whole.audio if num_samples else None, sample_rate=whole.sample_rate if num_samples else 0)
   from veojax.data import media
   decoded = media.read(
       stored, fps=clip.fps or None, sample_rate=clip.sample_rate or None,

@@ -1,7 +1,8 @@
 """Which clips an epoch holds, where some are wanted more often than others.
 
-With weight 1 a clip is in every epoch once, with 2 twice, with 0.25 in every fourth. For a weight p/q in lowest terms the
-clips of that weight are sorted by length, and each q of them form a block, of which an epoch takes the next p in turn.
+With weight 1 a clip is in every epoch once, with 2 twice, with 0.25 in every fourth. For a weight p/q in lowest terms
+the clips of that weight are sorted by length, and each q of them form a block, of which an epoch takes the next p in
+turn.
 Epochs then differ in their clips and hardly in their lengths: each has the same number of places, and no place is ever
 taken by a clip longer than its bound. The last block of a weight may have fewer clips; what an epoch takes of it is
 rounded, to at least one.

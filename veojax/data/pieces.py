@@ -50,6 +50,7 @@ class WorldTask:
   world: Any  # WorldConfig
   split: str  # of the data set
   store: str
+  only: str | None
   path: str
 
   @property
@@ -140,7 +141,7 @@ def prepare(task: FileTask | WorldTask) -> dict:
 def _prepare_world(task: WorldTask, piece: Piece):
   from veojax.data import world_clip
   for number in range(task.start, task.stop):
-    clip, media = world_clip.make(task.seed + number, task.world), None
+    clip, media = without(world_clip.make(task.seed + number, task.world), task.only), None
     if task.store == 'compressed':
       media = _encode(clip)
     elif task.store == 'rendered':
@@ -154,6 +155,10 @@ def _prepare_file(task: FileTask, piece: Piece):
   entry, config = task.entry, task.config
   try:
     for start, clip, whole in _clips(entry, config, task.threads, piece):
+      clip = without(clip, config.only)
+      if clip.video is None and clip.audio is None:
+        piece.rejected.append((f'without {config.only}', f'{entry.name} at {start:.2f} s'))
+        continue
       clip.text = entry.text
       clip.info = {'file': entry.name, 'start': start}
       piece.add(f'{entry.name}@{start:.3f}', clip, _media(entry, config, clip, whole))
@@ -166,10 +171,17 @@ def _prepare_file(task: FileTask, piece: Piece):
     piece.file.seek(0)
     piece.file.truncate()
     return
-  if piece.clips and not any(clip['num_samples'] for clip in piece.clips):
+  if piece.clips and config.only != 'picture' and not any(clip['num_samples'] for clip in piece.clips):
     piece.notes.append(('without sound', entry.name))
-  if piece.clips and not any(clip['num_frames'] for clip in piece.clips):
+  if piece.clips and config.only != 'sound' and not any(clip['num_frames'] for clip in piece.clips):
     piece.notes.append(('without picture', entry.name))
+
+
+def without(clip: Clip, only: str | None) -> Clip:
+  """The clip, or its picture or its sound alone."""
+  if only == 'picture':
+    return dataclasses.replace(clip, audio=None, sample_rate=0)
+  return dataclasses.replace(clip, video=None, fps=0.0) if only == 'sound' else clip
 
 
 def _encode(clip: Clip) -> bytes:
@@ -184,7 +196,7 @@ def _media(entry: Entry, config, clip: Clip, whole: bool) -> bytes | None:
   if config.store == 'decoded':
     return None
   changes = (config.fps, config.height, config.width, config.max_side, config.sample_rate, config.channels,
-             config.loudness, entry.audio)
+             config.loudness, config.only, entry.audio)
   if whole and not any(changes) and entry.size <= VERBATIM_BYTES:
     with open(entry.path, 'rb') as file:
       return file.read()

@@ -33,6 +33,7 @@ class PrepareConfig:
   store: 'decoded' holds pixels and samples, fast to read; 'compressed' holds media files: the file itself where nothing
     of it was changed, H.264 and AAC otherwise; 'rendered', of the world only, holds no media: a clip is rendered anew
     whenever it is read, so a data set of any number of clips fits anywhere.
+  only: 'picture' or 'sound' leaves the other out of every clip.
   fps, height, width, max_side, sample_rate, channels: as in `media.read`; of these, those of size and rate that are
     given also replace the world's.
   loudness: dB of full scale (root mean square) that every clip's sound is brought to, without clipping.
@@ -43,6 +44,7 @@ class PrepareConfig:
   time_limit: seconds that a file may go without yielding anything.
   """
   store: str = 'decoded'
+  only: str | None = None
   fps: float | int | None = None
   height: int | None = None
   width: int | None = None
@@ -64,6 +66,8 @@ class PrepareConfig:
   def __post_init__(self):
     if self.store not in ('decoded', 'compressed', 'rendered'):
       raise ValueError(f'store={self.store!r}; give decoded, compressed or rendered')
+    if self.only not in (None, 'picture', 'sound'):
+      raise ValueError(f'only={self.only!r}; give picture or sound, or none to keep both')
     if self.max_side and (self.height or self.width):
       raise ValueError(f'max_side={self.max_side} beside height={self.height}, width={self.width}; give one of them')
     if not 0 <= self.validation_fraction < 1:
@@ -173,6 +177,8 @@ def _world_tasks(config: PrepareConfig, output: pathlib.Path) -> list[pieces.Wor
   """Scenes are numbered through both splits; those of the world's 'train' split are held back in its 'test' split."""
   sizes = {key: getattr(config, key) for key in ('fps', 'height', 'width', 'sample_rate')}
   world = dataclasses.replace(config.world, **{key: value for key, value in sizes.items() if value is not None})
+  if config.only == 'sound' and not world.sample_rate:
+    raise ValueError("only='sound' of a world with sample_rate=0; give its sample rate")
   held = dataclasses.replace(world, split='test') if world.split == 'train' else world
   num_held = outputs.num_validation(config.num_clips, config.validation_fraction)
   num_train = config.num_clips - num_held
@@ -182,7 +188,7 @@ def _world_tasks(config: PrepareConfig, output: pathlib.Path) -> list[pieces.Wor
     for start in range(first, last, SCENES_PER_PIECE):
       stop = min(start + SCENES_PER_PIECE, last)
       path = outputs.piece_path(output, f'{split}-{start:08d}-{stop:08d}')
-      tasks.append(pieces.WorldTask(start, stop, config.seed * SEED_STRIDE, of, split, config.store, path))
+      tasks.append(pieces.WorldTask(start, stop, config.seed * SEED_STRIDE, of, split, config.store, config.only, path))
   return tasks
 
 
