@@ -6,8 +6,8 @@
 The same clips reach the same small transformer in three ways, in batches of about as many tokens: packed in the rows
 of configs/mixture.py; each in a row as long as the longest clip; each in a row as long as the longest of its bucket, of
 BUCKETS by length that hold as many clips each. Latents are random, of the real shapes. A way's time for a clip is the
-mean over its programs; compiling is told beside it and not part of it. On a CPU time is the process's own, so that other
-work on the machine does not count.
+mean over its programs; compiling is told beside it and not part of it. On a CPU time is the process's own, so that
+other work on the machine does not count.
 """
 import dataclasses
 import pathlib
@@ -20,6 +20,7 @@ import numpy as np
 from veojax.data import datasets, mixing, packing, pipeline
 from veojax.data.packing import LatentClip
 from veojax.data.tokenizer import Tokenizer
+from veojax.generation import codecs
 from veojax.models.dit import DiTConfig
 from veojax.training import latents, run, step
 from veojax.training.transformer import TransformerStage
@@ -43,8 +44,8 @@ class Drawn(latents.EncodedSource):
 def rows_of(data: str) -> pipeline.RowSource:
   folder = pathlib.Path(data)
   parts = [dataclasses.replace(part, path=str(folder / pathlib.Path(part.path).name)) for part in CONFIG.data]
-  codecs = [run.codec_of(CONFIG, pathlib.Path(), kind) for kind in run.CODECS]
-  drawn = [Drawn(datasets.open_dataset(part.path), *codecs) for part in parts]
+  both = [run.codec_of(CONFIG, pathlib.Path(), kind) for kind in codecs.KINDS]
+  drawn = [Drawn(datasets.open_dataset(part.path), *both) for part in parts]
   weights = np.repeat([part.weight for part in parts], [len(source) for source in drawn])
   tokenizer = Tokenizer.load(pathlib.Path(parts[0].path, 'text.model'))
   return pipeline.RowSource(mixing.JoinedLatents(drawn), tokenizer, CONFIG.pack, weights=weights)

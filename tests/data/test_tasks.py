@@ -73,8 +73,8 @@ def test_forcing_gives_every_latent_frame_and_the_sound_beside_it_a_time_of_its_
                      PackConfig(row_tokens=96, text_tokens=8, max_clips=1, max_text=8, channels=6, groups_per_clip=12))
   level = row.group_level[row.group]
   for frame in range(5):
-    video = (row.modality == VIDEO) & (np.abs(row.position[:, 0] - (1 / 16 if frame == 0 else (4 * frame - 1) / 8)) < 1e-6)
-    start, end = (0, 1 / 8) if frame == 0 else ((4 * frame - 3) / 8, (4 * frame + 1) / 8)
+    start, end = max(0, 4 * frame - 4) / 8, 4 * frame / 8
+    video = (row.modality == VIDEO) & (np.abs(row.position[:, 0] - (start + end) / 2) < 1e-6)
     sound = (row.modality == 2) & (row.position[:, 0] > start) & (row.position[:, 0] < end)
     assert len(set(level[video])) == 1 and set(level[sound]) <= set(level[video])
   assert len(set(level[row.modality == VIDEO])) == 5

@@ -141,7 +141,7 @@ def test_several_data_sets_train_together_by_their_weights(folder):
   assert sorted(path.name for path in (folder / 'several' / 'latents').iterdir()) == [
       'train', 'train_1', 'train_2', 'validation', 'validation_1', 'validation_2']
   stage = transformer.TransformerStage(config, folder / 'several', *[
-      run.codec_of(config, folder / 'several', kind) for kind in run.CODECS])
+      run.codec_of(config, folder / 'several', kind) for kind in codecs.KINDS])
   clips = np.concatenate([stage.source.clips_of(row) for row in range(stage.source.rows_per_epoch)])
   sizes = [len(source) for source in stage.source.latents.sources]
   counts = np.bincount(np.repeat([0, 1, 2], sizes)[clips])

@@ -8,6 +8,7 @@ import pytest
 from veojax.data import datasets, mixing, pipeline, world_mixture
 from veojax.data.packing import LatentClip
 from veojax.data.tokenizer import Tokenizer
+from veojax.generation import codecs
 from veojax.models.dit import DiTConfig
 from veojax.models.text import TextConfig
 from veojax.training import latents, loop, run, step
@@ -39,8 +40,8 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def source(parts):
-  codecs = [run.codec_of(CONFIG, pathlib.Path(), kind) for kind in run.CODECS]
-  drawn = [Drawn(datasets.open_dataset(part.path), *codecs) for part in parts]
+  both = [run.codec_of(CONFIG, pathlib.Path(), kind) for kind in codecs.KINDS]
+  drawn = [Drawn(datasets.open_dataset(part.path), *both) for part in parts]
   weights = np.repeat([part.weight for part in parts], [len(s) for s in drawn])
   return pipeline.RowSource(mixing.JoinedLatents(drawn), Tokenizer.load(parts[0].path + '/text.model'), CONFIG.pack,
                             CONFIG.seed, CONFIG.caption_dropout, weights)
