@@ -44,7 +44,7 @@ def source(parts):
   drawn = [Drawn(datasets.open_dataset(part.path), *both) for part in parts]
   weights = np.repeat([part.weight for part in parts], [len(s) for s in drawn])
   return pipeline.RowSource(mixing.JoinedLatents(drawn), Tokenizer.load(parts[0].path + '/text.model'), CONFIG.pack,
-                            CONFIG.seed, CONFIG.caption_dropout, weights)
+                            CONFIG.seed, CONFIG.caption_dropout, weights=weights)
 
 
 def test_the_mixture_is_what_it_says(parts):
