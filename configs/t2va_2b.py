@@ -1,5 +1,5 @@
-"""Text → video + sound, 2.2 billion parameters: rows of 34 816 tokens hold 5 s of 480p with sound (81 frames of 832×480 at
-16 a second, 32 760 + 127 tokens), or several shorter clips, or images.
+"""Text → video + sound, 2.2 billion parameters: rows of 34 816 tokens hold 5 s of 480p with sound (81 frames of
+832×480 at 16 a second, 32 760 + 127 tokens), or several shorter clips, or images.
 
   veojax train --config configs/t2va_2b.py --workdir gs://BUCKET/t2va_2b --config.data=DATA
   veojax compile --config configs/t2va_2b.py --topology v5e:4x4

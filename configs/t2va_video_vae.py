@@ -1,6 +1,6 @@
-"""The video codec of configs/t2va_2b.py and t2va_14b.py: 4×16×16 into 48 channels, so that 81 frames of 720p are 75 600
-tokens. Widths are multiples of 128, and pixels enter and leave as patches: a matrix unit has nothing to do with three
-channels.
+"""The video codec of configs/t2va_2b.py and t2va_14b.py: 4×16×16 into 48 channels, so that 81 frames of 720p are
+75 600 tokens. Widths are multiples of 128, and pixels enter and leave as patches: a matrix unit has nothing to do with
+three channels.
 
   veojax train --config configs/t2va_video_vae.py --workdir runs/t2va/video_vae --config.data=DATA
 """

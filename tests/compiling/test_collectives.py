@@ -62,25 +62,30 @@ GROUPS = [[0, 2], [1, 3], [4, 6], [5, 7]]
     'replica_groups={{0,2},{1,3},{4,6},{5,7}}, dimensions={0}',
     'replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}',
     "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b'}, dimensions={0}",
+    "replica_groups=mesh['a'=2,'b'=2,'c'=2], device_ids=(4,5,6,7,0,1,2,3) {'b'}, dimensions={0}",
+    "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,2,2]T(0,2,1)) {'b'}, dimensions={0}",
 ])
 def test_groups_are_read_however_they_are_written(text):
-  assert collectives.replica_groups(text, 8) == GROUPS
+  assert sorted(collectives.replica_groups(text, 8)) == GROUPS
   assert collectives.axes_of(GROUPS, {'data': 1, 'fsdp': 2, 'context': 2, 'tensor': 2}) == ('context',)
 
 
-def test_an_asynchronous_collective_counts_once():
+def test_an_asynchronous_collective_counts_once_and_others_each_time():
   text = '''%start (p: f32[4]) -> f32[8] {
   %p = f32[4]{0} parameter(0)
-  ROOT %all-gather.1 = f32[8]{0} all-gather(%p), channel_id=3, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %all-gather.1 = f32[8]{0} all-gather(%p), channel_id=3, replica_groups=[1,2]<=[2], frontend_attributes={chain_id="2"}
 }
 %done (p: f32[4]) -> f32[8] {
   %p = f32[4]{0} parameter(0)
-  ROOT %all-gather.2 = f32[8]{0} all-gather(%p), channel_id=3, replica_groups=[1,2]<=[2], dimensions={0}
+  ROOT %all-gather.2 = f32[8]{0} all-gather(%p), channel_id=3, replica_groups=[1,2]<=[2], frontend_attributes={chain_id="2"}
 }
 ENTRY %main (p: f32[4]) -> f32[8] {
   %p = f32[4]{0} parameter(0)
   %a = f32[8]{0} fusion(%p), kind=kCustom, calls=%start
-  ROOT %b = f32[8]{0} fusion(%p), kind=kCustom, calls=%done
+  %b = f32[8]{0} fusion(%p), kind=kCustom, calls=%done
+  %c = f32[4]{0} all-reduce(%p), channel_id=1, replica_groups=[1,2]<=[2]
+  ROOT %d = f32[4]{0} all-reduce(%c), channel_id=1, replica_groups=[1,2]<=[2]
 }
 '''
-  assert collectives.by_axis(collectives.collect(Program(text), {'fsdp': 2})) == {('fsdp', 'all-gather'): 16}
+  sent = collectives.by_axis(collectives.collect(Program(text), {'fsdp': 2}))
+  assert sent == {('fsdp', 'all-reduce'): 32, ('fsdp', 'all-gather'): 16}

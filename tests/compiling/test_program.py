@@ -74,7 +74,7 @@ def test_kernels_of_attention_count_their_products():
   %mask = s32[1,2,4]{2,1,0} parameter(0)
   %q = bf16[6,1024,128]{2,1,0} parameter(1)
   %k = bf16[6,4096,128]{2,1,0} parameter(2)
-  %fwd.1 = bf16[6,1024,128]{2,1,0} custom-call(%mask, %mask, %q, %k, %k), metadata={op_name="a/splash_mha_fwd_residuals"}
+  %fwd.1 = bf16[6,1024,128]{2,1,0} custom-call(%mask, %mask, %q, %k, %k), metadata={op_name="a/splash_mha_fwd"}
   ROOT %bwd = bf16[6,1024,128]{2,1,0} custom-call(%mask, %q, %k, %k), metadata={op_name="a/splash_mha_dkv_segmented"}
 }
 '''

@@ -1,10 +1,11 @@
 """What a compiled program communicates: bytes that each device sends, by kind of collective and by axes of the mesh.
 
 Sent bytes are those of ring algorithms over n devices (Thakur et al. 2005): an all-gather of a result of size s sends
-s (n - 1) / n, a reduce-scatter of an operand of size s as much, an all-reduce twice that, an all-to-all s (n - 1) / n, a
-permutation s.
+s (n - 1) / n, a reduce-scatter of an operand of size s as much, an all-reduce twice that, an all-to-all s (n - 1) / n,
+a permutation s.
 """
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -30,9 +31,10 @@ def collect(program: Program, mesh: dict[str, int]) -> list[Collective]:
   for item in program.executed():
     kind = item.instruction.opcode.removesuffix('-start')
     if kind in KINDS:
-      # An asynchronous collective is written once in each fusion that carries a part of it, with one channel.
-      channel = item.instruction.attribute(r'channel_id=(\d+)') or item.instruction.name
-      found.setdefault(channel, _collective(item, kind, mesh))
+      # An asynchronous collective is written again in each fusion that carries a part of it, as one chain.
+      chain = item.instruction.attribute(r'chain_id="(\d+)"')
+      key = item.instruction.attribute(r'channel_id=(\d+)') + '/' + chain if chain else len(found)
+      found.setdefault(key, _collective(item, kind, mesh))
   return list(found.values())
 
 
@@ -51,7 +53,7 @@ def _collective(item: Executed, kind: str, mesh: dict[str, int]) -> Collective:
     pairs = _pairs(item.instruction.attribute(r'source_target_pairs=\{(.*?)\}\}') + '}')
     moving = [pair for pair in pairs if pair[0] != pair[1]]
     return Collective(kind, axes_of(moving, mesh), item.times, float(size) if moving else 0.0)
-  groups = replica_groups(item.instruction.rest, int(np.prod(list(mesh.values()))))
+  groups = replica_groups(item.instruction.rest, math.prod(mesh.values()))
   n = len(groups[0])
   if kind == 'all-reduce' and 'all-reduce-scatter' in item.caller.name + item.caller.attribute(r'calls=%?([\w.\-]+)'):
     kind = 'reduce-scatter'  # so the TPU's compiler writes it: an all-reduce of which a fusion keeps a slice
@@ -73,13 +75,25 @@ def replica_groups(text: str, num_devices: int) -> list[list[int]]:
     shape, source, order = ([int(n) for n in part.split(',')] if part else None for part in iota.groups())
     devices = np.arange(num_devices).reshape(source)
     return devices.transpose(order or range(len(source))).reshape(shape).tolist()
-  if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([0-9,\s]+)\))? \{([^}]*)\}", text):
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
-    order = [int(n) for n in named.group(2).split(',')] if named.group(2) else range(num_devices)
-    along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named.group(3))]
-    devices = np.moveaxis(np.reshape(list(order), list(sizes.values())), along, range(-len(along), 0))
-    return devices.reshape(-1, int(np.prod([list(sizes.values())[i] for i in along]))).tolist()
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text):
+    axes, order, along = named.groups()
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", along)]
+    devices = np.moveaxis(_order(order, num_devices).reshape(list(sizes.values())), along, range(-len(along), 0))
+    return devices.reshape(-1, math.prod(list(sizes.values())[i] for i in along)).tolist()
+  assert not re.search(r'replica_groups=(?!\{\})', text), f'groups written in a way not known here: {text[:300]}'
   return [list(range(num_devices))]
+
+
+def _order(text: str | None, num_devices: int) -> np.ndarray:
+  """Device numbers as a named mesh lists them: '0,2,1,3' or '[2,2]T(1,0)'; in order where nothing is said."""
+  if not text:
+    return np.arange(num_devices)
+  if text[0] != '[':
+    return np.array([int(n) for n in text.split(',')])
+  shape, order = re.fullmatch(r'\[([0-9,]+)\](?:T\(([0-9,]+)\)?)?', text).groups()
+  shape = [int(n) for n in shape.split(',')]
+  return np.arange(num_devices).reshape(shape).transpose([int(n) for n in order.split(',')] if order else None).ravel()
 
 
 def axes_of(groups: list[list[int]], mesh: dict[str, int]) -> tuple[str, ...]:

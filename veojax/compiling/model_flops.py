@@ -1,9 +1,9 @@
 """The FLOPs that a transformer's mathematics needs, by which a machine's share of its peak (MFU) is counted.
 
 Forward, for a row of L tokens: 2 · N · L for the N parameters of its blocks' matrices, and 4 · L² · D a layer for
-attention over the whole row, as if one clip filled it. A training step is three times that (Kaplan et al. 2020, eq. 2.2,
-with attention). Left out, as in published figures: text encoder, modulation, what enters and leaves the stack, and all
-that is computed twice.
+attention over the whole row, as if one clip filled it. A training step is three times that (Kaplan et al. 2020,
+section 2.1, with full attention). Left out, as in published figures: text encoder, modulation, what enters and leaves
+the stack, and all that is computed twice.
 """
 from veojax.models.dit import DiTConfig
 

@@ -1,8 +1,8 @@
 """`veojax compile`: a stage compiled for a topology, and what the compiled program says, as one table.
 
 Times are bounds, not measurements. Compute: executed FLOPs at the chip's peak. Links: the bytes that a chip sends, one
-collective after another over one link one way, where a torus has several: a bound from above. Matrix and other work: the
-compiler's own estimate of cycles, memory's stalls left out; kernels, for which it has none, count at the peak.
+collective after another over one link one way, where a torus has several: a bound from above. Matrix and other work:
+the compiler's own estimate of cycles, memory's stalls left out; kernels, for which it has none, count at the peak.
 """
 import collections
 import dataclasses
@@ -56,7 +56,9 @@ class Report:
   @property
   def waste(self) -> float | None:
     """Executed FLOPs over the model's own."""
-    return sum(self.executed_flops.values()) / sum(self.model_flops.values()) if self.model_flops and self.fits else None
+    if not self.model_flops or not self.executed_flops:
+      return None
+    return sum(self.executed_flops.values()) / sum(self.model_flops.values())
 
 
 def compile_stage(config, topology: str, stage: str = 'train') -> Report:

@@ -22,8 +22,11 @@ from veojax.training.video_vae import VideoVAERun
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """function(*arguments, **options) under a mesh. flops: the model's own, of all devices together; None where nothing is
-  counted. units: how many of what one call handles."""
+  """function(*arguments, **options) under a mesh.
+
+  flops: the model's own, of all devices together; None where nothing is counted. units: how many of what a call
+  handles.
+  """
   function: Callable
   arguments: tuple
   parameters: int
@@ -69,7 +72,7 @@ def generate(config, mesh) -> Work:
   calls = settings.num_inference_steps * (2 if settings.sampler == 'heun' else 1)
   calls *= 1 if isinstance(sampling.scales(blank, settings), float) else 2
   arguments = placed(mesh, model), tokens, tokens, first, first, x, levels, placed(mesh, key)
-  return Work(sampling._sample, arguments, count(model), {'rows': B, 'tokens': B * L, 'network calls': calls},
+  return Work(sampling.sample_rows, arguments, count(model), {'rows': B, 'tokens': B * L, 'network calls': calls},
               _scaled(model_flops.forward(config.dit, L), B * calls),
               {'objective': config.objective, 'config': settings})
 

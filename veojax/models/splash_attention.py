@@ -18,7 +18,7 @@ from veojax.models import layers
 
 LANES = 128       # head dims and blocks are multiples of it
 BLOCK = 1024      # queries or keys, at most
-MERGED = 4        # blocks of keys, at most, that the backward pass takes as one
+MERGED = 2        # blocks of keys, at most, that the backward pass takes as one: more overflow VMEM
 NO_SEGMENT = -1   # the id of what fills up a row to whole blocks
 
 
@@ -30,7 +30,7 @@ def attention(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS, *, interpret: bool
   segment_q, segment_k = (jnp.pad(s, ((0, 0), (0, -s.shape[1] % block)), constant_values=NO_SEGMENT)
                           for s, block in ((segment_BL, queries), (segment_BS, keys)))
   merged = keys * divisor(k.shape[2] // keys, MERGED)
-  half = keys // math.gcd(2, keys // LANES)  # what the backward pass computes at once; whole blocks overflow v5p's VMEM
+  half = keys // math.gcd(2, keys // LANES)  # what the backward pass computes at once
 
   def row(operands):
     q_NLK, k_NSK, v_NSK, segment_L, segment_S = operands
