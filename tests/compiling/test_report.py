@@ -53,6 +53,8 @@ def test_a_stage_that_is_none_is_refused():
 def test_the_compiler_s_refusal_is_read():
   message = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 101.25G of 95.74G hbm. Exceeded by 5.51G.'
   assert report.needed(message) == 101.25 * GIB
+  message = 'the total memory required for HLO temporaries (640.25G) exceeds available HBM (15.75G).'
+  assert report.needed(message) == 640.25 * GIB
   with pytest.raises(ValueError, match='Mosaic'):
     report.needed('INTERNAL: Mosaic failed to compile')
 

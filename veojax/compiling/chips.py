@@ -26,7 +26,7 @@ GIB = 2 ** 30
 # By JAX's device_kind. Peaks, links and clocks are Google's published figures; the memory is what libtpu's compiler
 # refuses to exceed.
 CHIPS = {
-    'TPU v4': Chip('v4', 137.5e12, 15.5 * GIB, 45e9, 1.05e9),
+    'TPU v4': Chip('v4', 137.5e12, 15.25 * GIB, 45e9, 1.05e9),
     'TPU v5 lite': Chip('v5e', 197e12, 15.75 * GIB, 45e9, 1.5e9),
     'TPU v5': Chip('v5p', 459e12, 95.74 * GIB, 90e9, 1.75e9),
     'TPU v6 lite': Chip('v6e', 918e12, 31.25 * GIB, 90e9, 1.75e9),

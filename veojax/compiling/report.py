@@ -108,7 +108,8 @@ def _read(compiled, chip, mesh, known) -> Report:
 def needed(message: str) -> float:
   """Bytes that a program would use, from the compiler's refusal. Raises ValueError where it refused for another
   reason."""
-  found = re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message)
+  found = (re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message)
+           or re.search(r'temporaries \(([\d.]+)([KMGT])\) exceeds available HBM', message))
   if not found:
     raise ValueError(f'the compiler refuses the program: {message[:600]}')
   return float(found.group(1)) * 2 ** {'K': 10, 'M': 20, 'G': 30, 'T': 40}[found.group(2)]
