@@ -29,14 +29,9 @@ def attention(q_BLNK: Float[Array, 'b l n k'], k_BSNK: Float[Array, 'b s n k'], 
                             tpu=splash_attention.attention, default=dense)
   if sharding.in_force(sharding.B) is None:
     return local(*operands)
-
-  def gathered(q_BLNK, k_BLNK, v_BLNK, segment_BL, segment_BS):
-    # Queries stay split over `context`. Gathering here, not by a layout, makes the gradient a reduce-scatter: half of
-    # what an all-reduce sends.
-    k_BSNK, v_BSNK = (jax.lax.all_gather(x, 'context', axis=1, tiled=True) for x in (k_BLNK, v_BLNK))
-    return local(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS)
-  specs = (sharding.BLNK, sharding.BLNK, sharding.BLNK, sharding.BL, sharding.B)
-  return jax.shard_map(gathered, out_specs=sharding.BLNK, check_vma=False)(*map(layers.reshard, operands, specs))
+  # Keys and values are gathered over `context`, queries stay split.
+  specs = (sharding.BLNK, sharding.BSNK, sharding.BSNK, sharding.BL, sharding.B)
+  return jax.shard_map(local, out_specs=sharding.BLNK, check_vma=False)(*map(layers.reshard, operands, specs))
 
 
 def dense(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
