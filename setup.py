@@ -27,6 +27,8 @@ setuptools.setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10'],
+        # The TPU's compiler, for `veojax compile` on machines without one.
+        'aot': ['jax[tpu]>=0.10'],
         'gpu': ['jax[cuda12]>=0.10'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13'],
         # PyTorch's own models, against which the imported ones are tested.

@@ -15,11 +15,12 @@ ALLOWED = {
     'models': {'types', 'sharding', 'config'},
     'generation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'zoo'},
     'training': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'zoo'},
+    'compiling': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo'},
     'zoo': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
     'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
                    'cli'},
     'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
-            'evaluation'},
+            'evaluation', 'compiling'},
 }
 FILES = sorted((ROOT / 'veojax').rglob('*.py'))
 

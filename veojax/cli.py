@@ -108,7 +108,20 @@ def train(argv) -> int:
   known, rest = parser.parse_known_args(argv)
   keep_memory()
   from veojax.training import loop, run
-  tree = run.read_config(known.config)
+  config = _config(known.config, rest)
+  enable_compilation_cache()
+  try:
+    run.train(config, known.workdir)
+  except loop.Stopped as stopped:
+    print(f'veojax: {stopped}', file=sys.stderr)
+    return 130 if stopped.signum == signal.SIGINT else 75
+  return 0
+
+
+def _config(path, rest):
+  """The run of a config file, with the keys that are set on the command line."""
+  from veojax.training import run
+  tree = run.read_config(path)
   if hasattr(tree, 'unlock'):
     tree.unlock()
   given = options(rest)
@@ -116,13 +129,7 @@ def train(argv) -> int:
     if name != 'config':
       raise ValueError(f'unknown option --{name}; keys of the config are set as --config.{name}=...')
   _merge(tree, given.get('config', {}))
-  enable_compilation_cache()
-  try:
-    run.train(run.build(tree), known.workdir)
-  except loop.Stopped as stopped:
-    print(f'veojax: {stopped}', file=sys.stderr)
-    return 130 if stopped.signum == signal.SIGINT else 75
-  return 0
+  return run.build(tree)
 
 
 def _merge(tree, given: dict):
@@ -206,6 +213,31 @@ def info(argv) -> int:
   return 0
 
 
+def compile_ahead(argv) -> int:
+  """What a step needs on a named TPU topology, by the TPU's own compiler, without a TPU.
+
+  Any key of the config can be set: --config.mesh.fsdp=8 --config.dit.remat=full ... Ends with 1 where it does not fit.
+  """
+  parser = _parser('compile')
+  parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
+  parser.add_argument('--topology', required=True, help='kind of TPU and its torus, such as v5p:4x4x4')
+  parser.add_argument('--stage', default='train', choices=('train', 'generate', 'encode', 'decode'))
+  parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
+  known, rest = parser.parse_known_args(argv)
+  import dataclasses
+  import json
+  import jax
+  from rich import console
+  from veojax.compiling import report, table
+  jax.config.update('jax_platforms', 'cpu')  # a TPU that is here is not what is compiled for
+  found = report.compile_stage(_config(known.config, rest), known.topology, known.stage)
+  if known.json:
+    print(json.dumps(dataclasses.asdict(found)))
+  else:
+    console.Console().print(table.table(found))
+  return 0 if found.fits else 1
+
+
 def enable_compilation_cache():
   """Compiled programs are kept between starts, in the user's cache folder, unless JAX is told otherwise."""
   import os
@@ -229,7 +261,7 @@ def keep_memory():
     mallopt(*option)
 
 
-COMMANDS = {'prepare': prepare, 'train': train, 'generate': generate, 'info': info}
+COMMANDS = {'prepare': prepare, 'train': train, 'generate': generate, 'compile': compile_ahead, 'info': info}
 
 if __name__ == '__main__':
   sys.exit(main())

@@ -86,7 +86,8 @@ def denoiser(model, tokens: Tokens, first_BG, process):
 
 
 @functools.partial(jax.jit, static_argnames=('objective', 'config'))
-def _sample(model, tokens, unguided, first_BG, first_unguided_BG, x_BLC, levels, key, *, objective, config):
+def sample_rows(model, tokens, unguided, first_BG, first_unguided_BG, x_BLC, levels, key, *, objective, config):
+  """What `sample` runs on the devices: all steps as one program."""
   process = objective.make_process()
   denoise = guidance.guided(
       denoiser(model, tokens, first_BG, process), denoiser(model, unguided, first_unguided_BG, process),
@@ -117,8 +118,8 @@ def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray
   levels = place(levels, P(None, *sharding.BLD))
   tokens, unguided = (Tokens(*map(place, x, dit.TOKEN_SPECS)) for x in (tokens, unguided))
   x_BLC = objective.make_process().add_noise(tokens.latent, place(noise_BLC, sharding.BLD), levels[0])
-  out = _sample(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC,
-                levels, key, objective=objective, config=config)
+  out = sample_rows(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC,
+                    levels, key, objective=objective, config=config)
   out = np.asarray(out)[:num_rows]
   if not np.isfinite(out).all():
     raise FloatingPointError('the sampled latents are not finite: '

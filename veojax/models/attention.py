@@ -3,8 +3,8 @@
 A token attends to the tokens of its own segment and to nothing else. Padding (segment 0) attends to padding, so that no
 row of the softmax is empty; its output is never read.
 
-One function, and one way for each platform: on CPUs block by block (`blocked_attention`), elsewhere dense over blocks
-of queries.
+One function, and one way for each platform: block by block on CPUs (`blocked_attention`) and on TPUs
+(`splash_attention`), elsewhere dense over blocks of queries.
 """
 import functools
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from veojax import sharding
-from veojax.models import blocked_attention, layers
+from veojax.models import blocked_attention, layers, splash_attention
 
 QUERY_BLOCK = 1024  # above this many queries the scores are made block by block: memory grows with L, not L²
 
@@ -25,7 +25,8 @@ def attention(q_BLNK: Float[Array, 'b l n k'], k_BSNK: Float[Array, 'b s n k'], 
   Rows, queries and heads may be split over the mesh; each query needs every key of its row.
   """
   operands = (q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS)
-  local = functools.partial(jax.lax.platform_dependent, cpu=blocked_attention.attention, default=dense)
+  local = functools.partial(jax.lax.platform_dependent, cpu=blocked_attention.attention,
+                            tpu=splash_attention.attention, default=dense)
   if sharding.in_force(sharding.B) is None:
     return local(*operands)
   # Keys and values are gathered over `context`, queries stay split.

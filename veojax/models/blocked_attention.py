@@ -15,6 +15,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import ad_checkpoint
+
+from veojax.models import layers
 
 BLOCK = 96             # about so many queries or keys: the scores of a group stay in the cache
 HEADS_AT_ONCE = 12     # block × head pairs of a step
@@ -49,7 +52,7 @@ def _forward(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
     o, maximum, total = jax.lax.fori_loop(0, count[0], step, start)
     return (o / total[..., None]).astype(q.dtype), maximum + jnp.log(total)
   operands = plan.query_groups(q_BLNK * q_BLNK.shape[-1] ** -0.5), plan.segment, plan.meets, plan.count
-  o, logsumexp = jax.lax.map(group, operands)
+  o, logsumexp = (ad_checkpoint.checkpoint_name(x, layers.ATTENTION_OUTPUT) for x in jax.lax.map(group, operands))
   return plan.rows(o), (q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS, o, logsumexp)
 
 

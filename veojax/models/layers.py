@@ -13,6 +13,8 @@ lecun_normal = nnx.initializers.lecun_normal
 zeros = nnx.initializers.zeros
 normal = nnx.initializers.normal
 
+ATTENTION_OUTPUT = 'attention'  # what rematerialisation calls the outputs of attention
+
 
 def param(init, key, shape, spec=sharding.REPLICATED) -> nnx.Param:
   """A float32 parameter laid out as `spec` over the mesh in force."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from veojax import sharding
 from veojax.models import attention, layers, rope
 
-Remat = Literal['none', 'dots', 'full']
+Remat = Literal['none', 'dots', 'attention', 'full']
 
 
 class SelfAttention(nnx.Module):
@@ -59,12 +59,16 @@ def stack(make_block, depth: int, rngs: nnx.Rngs):
 def run(blocks, x, apply, remat: Remat):
   """x → apply(block, x) for each block of a stack, by one scan.
 
-  remat 'full' keeps only the blocks' inputs for the backward pass, 'dots' also the results of products with parameters.
+  remat 'full' keeps only the blocks' inputs for the backward pass; 'attention' also attention's outputs, the dearest to
+  make again in long rows; 'dots' the results of products with parameters.
   """
   def layer(x, block):
     return apply(block, x), None
+  policies = jax.checkpoint_policies
   if remat == 'full':
     layer = jax.checkpoint(layer)
+  elif remat == 'attention':
+    layer = jax.checkpoint(layer, policy=policies.save_only_these_names(layers.ATTENTION_OUTPUT))
   elif remat == 'dots':
-    layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    layer = jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
   return jax.lax.scan(layer, x, blocks)[0]

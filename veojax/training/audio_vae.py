@@ -45,15 +45,17 @@ class AudioVAERun:
   mesh: MeshConfig = MeshConfig()
 
 
-class AudioVAEStage:
+class AudioVAEStep:
+  """What initialising and stepping need: the config alone."""
   name = 'audio VAE'
 
   def __init__(self, config: AudioVAERun):
     self.config = config
-    self.dataset = datasets.open_dataset(config.data)
-    model = config.model
-    self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels,
-                                       model.sample_rate, config.seed)
+
+  def blank(self):
+    """A row of the batch, silent."""
+    model = self.config.model
+    return {'audio': np.zeros((self.config.num_latents * model.hop, model.channels), np.float32)}
 
   def make_model(self, key):
     """An AudioVAE, or the `adversarial.pair` of it and its discriminator."""
@@ -83,6 +85,16 @@ class AudioVAEStage:
     """(loss, metrics) of the decoder's output; 0 where it is the audio."""
     terms = audio_losses.reconstruction_terms(output, audio, self.config.model.sample_rate, self.config.loss)
     return audio_losses.weighted(terms, self.config.loss), terms
+
+
+class AudioVAEStage(AudioVAEStep):
+
+  def __init__(self, config: AudioVAERun):
+    super().__init__(config)
+    self.dataset = datasets.open_dataset(config.data)
+    model = config.model
+    self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels,
+                                       model.sample_rate, config.seed)
 
   def codec(self, model) -> AudioCodec:
     vae = adversarial.codec_of(self.config.adversarial, model)

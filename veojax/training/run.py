@@ -11,11 +11,12 @@ from veojax import sharding
 from veojax.data import mixing
 from veojax.generation import codecs
 from veojax.training import journal, loop
-from veojax.training.audio_vae import AudioVAERun, AudioVAEStage
-from veojax.training.transformer import TransformerRun, TransformerStage
-from veojax.training.video_vae import VideoVAERun, VideoVAEStage
+from veojax.training.audio_vae import AudioVAERun, AudioVAEStage, AudioVAEStep
+from veojax.training.transformer import TransformerRun, TransformerStage, TransformerStep
+from veojax.training.video_vae import VideoVAERun, VideoVAEStage, VideoVAEStep
 
 RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun}
+STEPS = {'video_vae': VideoVAEStep, 'audio_vae': AudioVAEStep, 'transformer': TransformerStep}
 # What may change between two starts of one run; anything else would make another model of it, or other data.
 FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
         'loop.num_threads', 'loop.num_workers', 'mesh.', 'prompts', 'sampling.', 'clip.', 'data', 'video_codec',

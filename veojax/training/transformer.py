@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from veojax.data import datasets, latents as latent_cache, mixing, pipeline
+from veojax.data import datasets, latents as latent_cache, mixing, packing, pipeline
 from veojax.data.mixing import DataConfig
 from veojax.data.packing import PackConfig
 from veojax.data.tasks import TaskConfig
@@ -66,11 +66,35 @@ class TransformerRun:
       raise ValueError(f'caption_dropout={self.caption_dropout}; give a share in [0, 1]')
 
 
-class TransformerStage:
+class TransformerStep:
+  """What initialising and stepping need: the config alone."""
   name = 'transformer'
 
+  def __init__(self, config: TransformerRun):
+    self.config = config
+
+  def blank(self):
+    """A row of the batch, empty."""
+    return packing.empty_row(self.config.pack)
+
+  def make_model(self, key) -> DiT:
+    return DiT(self.config.dit, rngs=nnx.Rngs(key))
+
+  def make_optimizer(self):
+    return optimizer.make(self.config.optimizer, self.config.loop.num_steps)
+
+  def batch_spec(self, batch):
+    return dit.TOKEN_SPECS
+
+  def loss(self, model, tokens, key, step=None):
+    return losses.diffusion_loss(model, tokens, key, self.config.loss, self.config.objective)
+
+
+class TransformerStage(TransformerStep):
+
   def __init__(self, config: TransformerRun, workdir: pathlib.Path, video_codec, audio_codec):
-    self.config, self.video_codec, self.audio_codec = config, video_codec, audio_codec
+    super().__init__(config)
+    self.video_codec, self.audio_codec = video_codec, audio_codec
     self.parts = mixing.parts(config.data)
     self.dataset = datasets.open_dataset(self.parts[0].path)
     self.tokenizer = Tokenizer.load(self.dataset.tokenizer_path)
@@ -98,18 +122,6 @@ class TransformerStage:
       if codec is not None and codec.latent_channels != channels:
         raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} '
                          f'latent channels; set it to {codec.latent_channels}')
-
-  def make_model(self, key) -> DiT:
-    return DiT(self.config.dit, rngs=nnx.Rngs(key))
-
-  def make_optimizer(self):
-    return optimizer.make(self.config.optimizer, self.config.loop.num_steps)
-
-  def batch_spec(self, batch):
-    return dit.TOKEN_SPECS
-
-  def loss(self, model, tokens, key, step=None):
-    return losses.diffusion_loss(model, tokens, key, self.config.loss, self.config.objective)
 
   def evaluate(self, ema) -> dict[str, float]:
     """Loss of held-out rows, with noise that is the same at every evaluation."""

@@ -68,16 +68,19 @@ class VideoVAERun:
                        'pixels; give one that does')
 
 
-class VideoVAEStage:
+class VideoVAEStep:
+  """What initialising and stepping need: the config, and the network of the perceptual loss where it has a weight."""
   name = 'video VAE'
 
   def __init__(self, config: VideoVAERun):
     self.config = config
-    self.dataset = datasets.open_dataset(config.data)
-    self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width,
-                                      config.seed)
     if config.perceptual.weight:
       self.lpips = perceptual.load(config.perceptual.weights, config.perceptual.heads)
+
+  def blank(self):
+    """A row of the batch, black."""
+    crop = self.config.crop
+    return {'video': np.zeros((crop.num_frames, crop.height, crop.width, 3), np.uint8)}
 
   def make_model(self, key):
     """A VideoVAE, or the `adversarial.pair` of it and its discriminator."""
@@ -116,6 +119,15 @@ class VideoVAEStage:
     frames = [conv.reshape(x, -1, *x.shape[2:]) for x in (output, video)]
     lpips = jnp.mean(self.lpips(*frames))
     return loss + self.config.perceptual.weight * lpips, metrics | {'lpips': lpips}
+
+
+class VideoVAEStage(VideoVAEStep):
+
+  def __init__(self, config: VideoVAERun):
+    super().__init__(config)
+    self.dataset = datasets.open_dataset(config.data)
+    self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width,
+                                      config.seed)
 
   def codec(self, model) -> VideoCodec:
     vae = adversarial.codec_of(self.config.adversarial, model)
