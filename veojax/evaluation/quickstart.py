@@ -69,7 +69,8 @@ def write_page(path, run, data, model, clips, texts, truth, codec, scores, secon
   report.section('Measured')
   report.table(['what', 'value'], [
       ['video codec, PSNR on held-out clips', f'{distortion.psnr(round_trip.pictures(truth, codec)):.1f} dB'],
-      ['audio codec, signal to distortion on held-out clips', f'{distortion.sdr(round_trip.sounds(truth, codec)):.1f} dB'],
+      ['audio codec, signal to distortion on held-out clips',
+       f'{distortion.sdr(round_trip.sounds(truth, codec)):.1f} dB'],
       ['transformer, held-out loss', f'{journal.read(run)[-1]["evaluation/loss"]:.3f}'],
       ['time to generate a clip, in batches', f'{seconds:.1f} s']])
   report.section('Do the clips follow their captions?')

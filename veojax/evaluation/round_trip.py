@@ -95,7 +95,8 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
     if a.audio is not None:
       for name, values in sound_scores(a, b).items():
         sound.setdefault(name, []).extend(values)
-  return {'psnr': distortion.psnr(pictures(clips, made)), 'sdr': distortion.sdr(sounds(clips, made)), 'scores': table, 'sound': sound}
+  return {'psnr': distortion.psnr(pictures(clips, made)), 'sdr': distortion.sdr(sounds(clips, made)), 'scores': table,
+          'sound': sound}
 
 
 def main(video_codec: str, audio_codec: str, data: str, *options: str):

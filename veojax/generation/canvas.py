@@ -39,8 +39,8 @@ class Canvas:
     """Frames are known from `first` on, within the rectangle at (top, left) that they fill."""
     area = (slice(first, first + len(video)), slice(top, top + video.shape[1]), slice(left, left + video.shape[2]))
     if self.video[area].shape != video.shape:
-      raise ValueError(f'{len(video)} frames of {video.shape[1]}x{video.shape[2]} at frame {first} do not fit the clip of '
-                       f'{len(self.video)} frames of {self.video.shape[1]}x{self.video.shape[2]}; give them its size')
+      raise ValueError(f'{len(video)} frames of {video.shape[1]}x{video.shape[2]} at frame {first} do not fit the clip '
+                       f'of {len(self.video)} frames of {self.video.shape[1]}x{self.video.shape[2]}; give them its size')
     self.video[area], self.seen[area] = video, True
 
   def put_sound(self, first: int, audio: np.ndarray):
@@ -56,7 +56,8 @@ class Canvas:
       latent = (np.asarray(video_codec.encode(filled(self.video, self.seen))) if keep_unknown or self.seen.any() else
                 np.zeros(video_codec.latent_shape(*self.seen.shape), np.float32))
       known = known_cells(self.seen, latent.shape[:3], tc, sc)
-      stills = [Still(self._still(video_codec, self.video[f]), f / self.fps) for f in loose_frames(self.seen, known, tc)]
+      stills = [Still(self._still(video_codec, self.video[frame]), frame / self.fps)
+                for frame in loose_frames(self.seen, known, tc)]
       stills += [Still(self._still(video_codec, image), tasks.REFERENCE_TIME) for image in self.references]
       out = out._replace(
           video=latent if keep_unknown else latent * known[..., None], video_given=known, stills=tuple(stills),

@@ -20,9 +20,9 @@ TASKS = ('generate', 'image', 'sound', 'extend', 'extend_backward', 'inpaint', '
 class Given:
   """image: the first frame. last_image: the last. keyframes: {seconds: picture}. references: pictures of what is to be
   seen, at no time of the clip. video: a clip, with its sound if it has one, that `task` says what to do with: extend,
-  extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there), outpaint,
-  soundtrack, edit. end_video: a clip that the made one ends with; with `video` the two are joined. audio: the clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from
-  the rest.
+  extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there),
+  outpaint, soundtrack, edit. end_video: a clip that the made one ends with; with `video` the two are joined. audio: the
+  clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from the rest.
   """
   image: Any = None
   last_image: Any = None
@@ -160,8 +160,8 @@ def _picture(picture, clip) -> np.ndarray:
     picture = media.read(picture, height=clip.height, width=clip.width)
   picture = picture.video[0] if isinstance(picture, Clip) else np.asarray(picture)
   if picture.dtype != np.uint8 or picture.shape != (clip.height, clip.width, 3):
-    raise ValueError(f'a picture is {picture.dtype}{list(picture.shape)}; give uint8[{clip.height}, {clip.width}, 3], or '
-                     'a path, which is read at that size')
+    raise ValueError(f'a picture is {picture.dtype}{list(picture.shape)}; give uint8[{clip.height}, {clip.width}, 3], '
+                     'or a path, which is read at that size')
   return picture
 
 
@@ -178,8 +178,8 @@ def _read(video, model, clip, size, asked) -> Clip | None:
   if video.video is None:
     raise ValueError('the video that is given has no picture; give it as audio=...')
   if abs(video.fps - asked.get('fps', video.fps)) > 1e-6:
-    raise ValueError(f'the video has {video.fps} frames a second, asked for are {asked["fps"]}; give its path, which is '
-                     'read at the rate asked for')
+    raise ValueError(f'the video has {video.fps} frames a second, asked for are {asked["fps"]}; give its path, which '
+                     'is read at the rate asked for')
   return video
 
 

@@ -75,15 +75,15 @@ class Checkpoints:
         gc.collect()
       set_aside.append(self._set_aside(self.latest, reason))
     if set_aside:
-      raise ValueError(f'no checkpoint in {self.folder} can be read ({", ".join(set_aside)}); restore one of them from a '
-                       'copy, or give another work directory to begin anew')
+      raise ValueError(f'no checkpoint in {self.folder} can be read ({", ".join(set_aside)}); restore one of them from '
+                       'a copy, or give another work directory to begin anew')
     return None
 
   def _set_aside(self, step: int, reason: str) -> str:
     """Renames a damaged checkpoint, so that its step can be saved again; its new name."""
     name = f'damaged-{step}'
-    log.warning('checkpoint %d in %s is damaged (%s): set aside as %s, going on from the one before it', step, self.folder,
-                reason, name)
+    log.warning('checkpoint %d in %s is damaged (%s): set aside as %s, going on from the one before it', step,
+                self.folder, reason, name)
     self._checkpointer.close()
     with explained(self.folder):
       (self.folder / str(step)).rename(self.folder / name)

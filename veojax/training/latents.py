@@ -142,7 +142,8 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
   codecs = {'video': video_codec, 'audio': audio_codec}
   hashes = {name: codec.hash() if codec is not None else '' for name, codec in codecs.items()}
   record = {'format': cache.FORMAT, **{f'{name}_hash': value for name, value in hashes.items()},
-            'dataset': fingerprint(dataset), 'num_stills': num_stills, **source.compressions, **dataclasses.asdict(config)}
+            'dataset': fingerprint(dataset), 'num_stills': num_stills, **source.compressions,
+            **dataclasses.asdict(config)}
   with _explained(path):
     os.makedirs(os.path.join(path, cache.PARTS), exist_ok=True)
   have = cache.read_record(path)
@@ -211,8 +212,8 @@ def _index(path, dataset, source, layout):
   pictures = {name: np.where(seen, dataset.index[name], 0) for name in ('fps', 'height', 'width')}
   return {'video_start': layout.start['video'], 'video_shape': lengths.video, 'audio_start': layout.start['audio'],
           'audio_length': lengths.audio, **pictures, 'still_frame': np.concatenate([*source.stills, np.zeros(0, int)]),
-          'still_start': np.cumsum([0] + [len(frames) for frames in source.stills]), 'text': np.frombuffer(b''.join(text), np.uint8),
-          'text_start': np.cumsum([0] + [len(t) for t in text])}
+          'still_start': np.cumsum([0] + [len(frames) for frames in source.stills]),
+          'text': np.frombuffer(b''.join(text), np.uint8), 'text_start': np.cumsum([0] + [len(t) for t in text])}
 
 
 def _part(path, part):
