@@ -4,9 +4,9 @@
   veojax train --config configs/t2va_2b.py --workdir gs://BUCKET/t2va_2b --config.data=DATA
   veojax compile --config configs/t2va_2b.py --topology v5e:4x4
 
-Hardware: v5e:4x4 (16 chips), 8 rows a step: a clip of 480p on two chips. Expect, by the compiler: 14.7 of a chip's 15.75
-GiB, 7 % to spare; executed FLOPs 1.22 x the model's; links 0.16 of the compute; a step of 4.6 s at the chips' peak and
-6.1 s by estimated cycles, an MFU of at most 62 % by these.
+Hardware: v5e:4x4 (16 chips), 8 rows a step: a clip of 480p on two chips. Expect, by the compiler: 14.7 of a chip's
+15.75 GiB, 7 % to spare; executed FLOPs 1.22 x the model's; links 0.16 of the compute; a step of 4.6 s at the chips' peak
+and 6.1 s by estimated cycles, an MFU of at most 62 % by these.
 """
 import ml_collections
 

@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
@@ -52,7 +53,9 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> jax.sharding.M
     asked = ', '.join(f'{a}={getattr(config, a)}' for a in AXES)
     raise ValueError(f'mesh {asked} does not cover {len(devices)} devices; the sizes must multiply to {len(devices)} '
                      '(one of them may be -1)')
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+  # An axis may be a part of one dim of a TPU's torus: fsdp=8, context=2 of 4x4.
+  placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def named(mesh, spec: P) -> NamedSharding:

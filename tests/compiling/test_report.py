@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from veojax import cli
+from veojax import cli, sharding
 from veojax.compiling import advice, chips, model_flops, report, table
 from veojax.models.dit import DiTConfig
 from veojax.training import run
@@ -82,3 +82,10 @@ def test_advice_saves_more_than_is_lacking_where_anything_does():
 def test_the_command_names_what_is_wrong(capsys):
   assert cli.main(['compile', '--config', str(ROOT / 'configs' / 'quickstart.py'), '--topology', 'v5p']) == 2
   assert 'v5p:4x4x4' in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_axes_may_split_a_dim_of_the_torus():
+  for topology, sizes in (('v6e:4x4', {'fsdp': 8, 'context': 2}), ('v5p:4x4x4', {'fsdp': 16, 'context': 4})):
+    mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), chips.devices(topology))
+    assert {axis: mesh.shape[axis] for axis in sizes} == sizes
