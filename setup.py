@@ -17,11 +17,12 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=setuptools.find_packages(include=['veojax', 'veojax.*']),
-    package_data={'veojax': ['weights/*']},
+    package_data={'veojax': ['weights/*', 'weights/*/*']},
     entry_points={'console_scripts': ['veojax = veojax.cli:main']},
     install_requires=[
         'jax>=0.10', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'grain>=0.2.16',
-        'tensorflow-datasets>=4.9.9', 'importlib_resources', 'array_record>=0.8', 'ml_collections>=1.1',
+        'tensorflow-datasets>=4.9.9', 'importlib_resources', 'etils[epath]>=1.12', 'array_record>=0.8',
+        'ml_collections>=1.1',
         'sentencepiece>=0.2.1', 'tensorstore>=0.1.78', 'safetensors>=0.6', 'av>=15', 'numpy>=2', 'jaxtyping>=0.3',
         'rich>=14', 'matplotlib>=3.9', 'tensorboardX>=2.6',
     ],
@@ -30,9 +31,14 @@ setuptools.setup(
         # The TPU's compiler, for `veojax compile` on machines without one.
         'aot': ['jax[tpu]>=0.10'],
         'gpu': ['jax[cuda12]>=0.10'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13',
+                 'nbclient>=0.10', 'ipykernel>=6.29'],
         # PyTorch's own models, against which the imported ones are tested.
-        'parity': ['torch==2.13.0', 'transformers==5.23.0'],
+        'parity': ['torch==2.13.0', 'transformers==5.23.0', 'diffusers==0.42.1'],
+        # Runs, latents and models in buckets (gs://, s3://).
+        'cloud': ['gcsfs>=2025.3', 's3fs>=2025.3'],
+        # Large language models as text encoders, for `veojax prepare --embed`.
+        'embed': ['torch>=2.6', 'transformers>=4.50'],
         'colab': ['mediapy>=1.2', 'treescope>=0.1.9', 'ipywidgets>=8'],
     },
 )

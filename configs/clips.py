@@ -23,6 +23,6 @@ def get_config():
       'sampling': {'num_inference_steps': 24, 'guidance_scale': 3.0},
       'clip': {'num_frames': 17, 'height': 48, 'width': 64, 'fps': 8.0},
       'optimizer': {'kind': 'muon', 'learning_rate': 2e-3, 'warmup_steps': 50},
-      'loop': {'num_steps': 2600, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 50, 'evaluate_every': 0,
+      'loop': {'num_steps': 1600, 'batch_size': 8, 'ema_decays': (0.99,), 'log_every': 50, 'evaluate_every': 0,
                'sample_every': 0, 'save_every': 250},
   })

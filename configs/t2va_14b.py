@@ -4,9 +4,9 @@ second, 75 600 + 127 tokens), or several shorter clips, or images.
   veojax train --config configs/t2va_14b.py --workdir gs://BUCKET/t2va_14b --config.data=DATA
   veojax compile --config configs/t2va_14b.py --topology v5p:4x4x4
 
-Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 55.2 of a
-chip's 95.7 GiB, 42 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.22
-of the compute; a step of 14.1 s at the chips' peak and 17.6 s by estimated cycles, an MFU of at most 66 % by these.
+Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 43.1 of a
+chip's 95.7 GiB, 55 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.12
+of the compute; a step of 14.1 s at the chips' peak and 18.2 s by estimated cycles, an MFU of at most 64 % by these.
 """
 import ml_collections
 

@@ -3,6 +3,9 @@
 three channels.
 
   veojax train --config configs/t2va_video_vae.py --workdir runs/t2va/video_vae --config.data=DATA
+  veojax compile --config configs/t2va_video_vae.py --topology v5e:4x4
+
+By the compiler 64 crops on 16 chips of v5e take 4.7 of a chip's 15.75 GiB.
 """
 import ml_collections
 

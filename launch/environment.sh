@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # A virtual environment with the project in it, made once and kept in step with setup.py. Sourced by the other scripts.
 
 # find_python: python3 where it is 3.11 to 3.13, else any of these that is there.

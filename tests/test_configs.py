@@ -4,6 +4,7 @@ import pathlib
 import jax
 import pytest
 
+from veojax import sharding
 from veojax.training import run, step
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / 'configs').rglob('*.py'))
@@ -32,3 +33,15 @@ def test_config_initialises_and_steps_abstractly(path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_says_how_it_is_run(path):
   assert 'veojax train --config configs/' in path.read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize('name', ['mochi', 'svd', 'animatediff'])
+def test_a_published_model_samples_abstractly(name):
+  """As `veojax compile --stage generate` takes it: latents of the config's settings, for each part of the mesh."""
+  config = run.build(run.read_config(CONFIGS[0].parent / f'{name}.py'))
+  mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+  stage = run.STEPS[config.stage](config)
+  function, arguments, options, _ = stage.sampling(mesh)
+  with jax.set_mesh(mesh):
+    made = jax.eval_shape(lambda *arguments: function(*arguments, **options), *arguments)
+  assert made.shape == (1, *stage.sampled_shape())

@@ -9,18 +9,22 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A part may import itself and what stands in its row.
 ALLOWED = {
-    'types': set(), 'sharding': set(), 'config': set(),
-    'data': {'types'},
+    'types': set(), 'sharding': set(), 'processes': set(), 'config': set(), 'host': set(), 'files': set(),
+    'arguments': set(),
+    'data': {'types', 'files'},
     'diffusion': {'types'},
-    'models': {'types', 'sharding', 'config'},
-    'generation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'zoo'},
-    'training': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'zoo'},
+    'models': {'types', 'sharding', 'processes', 'files', 'config'},
+    'generation': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'zoo'},
+    'training': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
+                 'zoo'},
     'compiling': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo'},
+    'benchmarking': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
+                     'compiling', 'zoo'},
     'zoo': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
     'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
-                   'cli'},
-    'cli': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
-            'evaluation', 'compiling'},
+                   'arguments', 'host'},
+    'cli': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
+            'training', 'zoo', 'evaluation', 'compiling', 'benchmarking', 'host', 'arguments'},
 }
 FILES = sorted((ROOT / 'veojax').rglob('*.py'))
 

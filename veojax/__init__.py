@@ -13,7 +13,8 @@ __version__ = '0.1.0'
 
 _LAZY = {'load': 'veojax.generation.model', 'Model': 'veojax.generation.model', 'read': 'veojax.generation.export',
          'Sample': 'veojax.generation.export', 'Clip': 'veojax.types', 'train': 'veojax.training.run',
-         'prepare': 'veojax.data.prepare'}
+         'prepare': 'veojax.data.prepare', 'evaluate': 'veojax.evaluation.evaluate', 'sweep': 'veojax.evaluation.sweep',
+         'Report': 'veojax.evaluation.page'}
 __all__ = sorted(_LAZY)
 
 

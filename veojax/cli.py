@@ -1,14 +1,16 @@
 """`veojax <command>`: short doors to functions that can be imported.
 
 Every error a person can cause ends in one line with its remedy and exit code 2; a run that a signal stopped, with all
-saved, ends with 130 after Ctrl-C and 75 (try again) after SIGTERM.
+saved, ends with 130 after Ctrl-C and 75 (start it again) after SIGTERM. With 75 end also the processes that are left
+of several when one is gone or hangs.
 """
 import argparse
-import ast
 import pathlib
 import signal
 import sys
+from contextlib import nullcontext
 
+from veojax import arguments
 from veojax import config as door
 
 
@@ -18,10 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     return _run(argv)
   except (ValueError, FloatingPointError, OSError) as error:
     print(f'veojax: {_line(error)}', file=sys.stderr)
-    return 2
+    code = 2
   except KeyboardInterrupt:
     print('veojax: stopped; nothing that was saved is lost', file=sys.stderr)
-    return 130
+    code = 130
+  if 'jax' in sys.modules:
+    from veojax import processes
+    processes.abandon(code)
+  return code
 
 
 def _line(error: BaseException) -> str:
@@ -40,40 +46,6 @@ def _run(argv) -> int:
   return COMMANDS[name](rest)
 
 
-def options(rest: list[str]) -> dict:
-  """['--a.b=1', '--c', 'x'] → {'a': {'b': 1}, 'c': 'x'}; values are Python literals where they can be read as such."""
-  tree, words = {}, iter(rest)
-  for word in words:
-    if not word.startswith('--'):
-      raise ValueError(f'unexpected {word!r}; options are --name=value')
-    name, given, value = word[2:].partition('=')
-    if not given:
-      value = next(words, None)
-      if value is None:
-        raise ValueError(f'--{name} needs a value: --{name}=...')
-    set_key(tree, name.replace('-', '_'), literal(value))
-  return tree
-
-
-def literal(text: str):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-
-
-def set_key(tree, path: str, value):
-  """tree['a']['b'] = value for the path 'a.b'."""
-  *outer, last = path.split('.')
-  for name in outer:
-    if name not in tree:
-      tree[name] = {}
-    tree = tree[name]
-    if not hasattr(tree, 'keys'):
-      raise ValueError(f'{path}: {name} is {tree!r}, which has no keys')
-  tree[last] = value
-
-
 def _parser(name, **kwargs) -> argparse.ArgumentParser:
   return argparse.ArgumentParser(prog=f'veojax {name}', description=COMMANDS[name].__doc__, allow_abbrev=False,
                                  formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -90,10 +62,17 @@ def prepare(argv) -> int:
   parser.add_argument('--output', required=True, help='folder of the data set')
   parser.add_argument('--workers', type=int, help='processes; one per core by default')
   parser.add_argument('--overwrite', action='store_true', help='discard what an earlier preparation left in the output')
+  parser.add_argument('--embed', help='folder of a published text encoder, whose features of the captions are stored '
+                                      'in the output')
+  parser.add_argument('--embed_length', '--embed-length', type=int, default=256, help='tokens of a caption, at most')
   known, rest = parser.parse_known_args(argv)
   from veojax.data import prepare as preparation
-  config = door.build(preparation.PrepareConfig, options(rest), 'prepare')
+  config = door.build(preparation.PrepareConfig, arguments.parse(rest), 'prepare')
   preparation.prepare(known.source, known.output, config=config, workers=known.workers, overwrite=known.overwrite)
+  if known.embed:
+    from veojax.zoo import text_encoders
+    for split, features in text_encoders.embed(known.output, known.embed, max_length=known.embed_length).items():
+      print(f'{split}: {len(features)} captions, {features.start[-1]} tokens of {features.record["width"]} features')
   return 0
 
 
@@ -105,16 +84,35 @@ def train(argv) -> int:
   parser = _parser('train')
   parser.add_argument('--config', required=True, help='config file, such as configs/quickstart.py')
   parser.add_argument('--workdir', required=True, help='folder of the run')
+  _add_process_options(parser)
   known, rest = parser.parse_known_args(argv)
-  keep_memory()
-  from veojax.training import loop, run
+  from veojax import host, processes
+  from veojax.training import run
   config = _config(known.config, rest)
-  enable_compilation_cache()
+  host.keep_memory()
+  host.enable_compilation_cache()
+  if isinstance(config, run.TransformerRun) and config.mesh == run.TransformerRun.mesh:
+    host.one_device_a_core(config.loop.batch_size)
+  processes.join(known.coordinator, known.num_processes, known.process_index)
+  with processes.together():
+    return _until_stopped(lambda: run.train(config, known.workdir))
+
+
+def _add_process_options(parser):
+  parser.add_argument('--coordinator', default='', help='HOST:PORT of process 0 of several; auto: ask the TPU machine')
+  parser.add_argument('--num_processes', type=int, help='how many there are')
+  parser.add_argument('--process_index', type=int, help='which of them this one is, from 0')
+
+
+def _until_stopped(do) -> int:
+  """The exit code of do(), which a signal may stop when all is saved."""
+  from veojax import processes
+  from veojax.training import stopping
   try:
-    run.train(config, known.workdir)
-  except loop.Stopped as stopped:
+    do()
+  except stopping.Stopped as stopped:
     print(f'veojax: {stopped}', file=sys.stderr)
-    return 130 if stopped.signum == signal.SIGINT else 75
+    return 130 if stopped.signum == signal.SIGINT else processes.RESTART
   return 0
 
 
@@ -124,20 +122,12 @@ def _config(path, rest):
   tree = run.read_config(path)
   if hasattr(tree, 'unlock'):
     tree.unlock()
-  given = options(rest)
+  given = arguments.parse(rest)
   for name in given:
     if name != 'config':
       raise ValueError(f'unknown option --{name}; keys of the config are set as --config.{name}=...')
-  _merge(tree, given.get('config', {}))
+  arguments.merge(tree, given.get('config', {}))
   return run.build(tree)
-
-
-def _merge(tree, given: dict):
-  for name, value in given.items():
-    if isinstance(value, dict) and name in tree and hasattr(tree[name], 'keys'):
-      _merge(tree[name], value)
-    else:
-      tree[name] = value
 
 
 def generate(argv) -> int:
@@ -145,13 +135,56 @@ def generate(argv) -> int:
 
   The file's tags say that it is AI-generated, with the model's name, the seed and the prompt.
   Besides those below: --negative_prompt --num_frames --height --width --fps --seed --num_inference_steps
-  --guidance_scale --audio_guidance_scale --guidance_rescale --guidance_interval --sampler --video_shift ...
+  --guidance_scale --audio_guidance_scale --modality_guidance_scale --guidance_in_turn=True --guidance_rescale
+  --guidance_interval --sampler --video_shift ...
   What of the clip is given: --image --last_image --keyframes="{0.5: 'middle.png'}" --references="['face.png']"
-  --video --audio --mask --strength, and --task where it does not follow from these: image, sound, extend,
-  extend_backward, inpaint, outpaint, soundtrack, picture, edit
+  --video --end_video --audio --mask --strength, and --task where it does not follow from these: image, sound, extend,
+  extend_backward, inpaint, outpaint, soundtrack, picture, edit, loop, join
+  On several devices: --mesh.data --mesh.fsdp --mesh.context --mesh.tensor; without these rows, then tokens are shared.
   """
   parser = _parser('generate')
-  parser.add_argument('--model', required=True, help='folder of a run')
+  _generate_options(parser)
+  known, rest = parser.parse_known_args(argv)
+  prompts = list(known.prompt or []) + (read_prompts(known.prompt_file) if known.prompt_file else [])
+  given = arguments.parse(rest)
+  output = pathlib.Path(known.output)
+  from veojax.data import media_write
+  media_write.check_path(output)
+  from veojax import host
+  from veojax.generation import long, model
+  from veojax.generation import prompts as prompting
+  host.enable_compilation_cache()
+  for name in ('prompt', 'output', 'model'):
+    given.pop(name, None)
+  if 'negative_prompt' in given:
+    given['negative_prompt'] = str(given['negative_prompt'])
+  given |= {'paste': True} if known.paste else {}
+  given |= {'expand': prompting.expander(known.expand)} if known.expand else {}
+  with _mesh(given):
+    loaded = model.load(known.model)
+    if not prompts and loaded.takes_prompt:
+      raise ValueError('there is no prompt; give --prompt "..." or --prompt_file FILE')
+    if known.window or known.stream or known.chain:
+      long.save(output, loaded, prompts, window=known.window, overlap=known.overlap, stream=known.stream,
+                chain=known.chain, with_prompt=not known.no_prompt_in_file, **given)
+      print(output)
+      return 0
+    clips = loaded.generate(prompts or [''], **given)
+  for i, clip in enumerate(clips):
+    path = output if len(clips) == 1 else output.with_stem(f'{output.stem}_{i}')
+    clip.save(path, with_prompt=not known.no_prompt_in_file)
+    print(path)
+  return 0
+
+
+def _mesh(given: dict):
+  """A context with the mesh of the options --mesh.NAME in force, which are taken out of `given`."""
+  from veojax import sharding
+  return sharding.use(door.build(sharding.MeshConfig, given.pop('mesh'), 'mesh')) if 'mesh' in given else nullcontext()
+
+
+def _generate_options(parser):
+  parser.add_argument('--model', required=True, help='folder of a run, or of a converted model')
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--prompt_file', '--prompt-file', help='a text file, one prompt a line; # begins a comment')
   parser.add_argument('--output', required=True,
@@ -160,27 +193,12 @@ def generate(argv) -> int:
                       help='the tags of the file then name the model and the seed, not the prompt')
   parser.add_argument('--paste', action='store_true',
                       help='put the given pixels and samples themselves over what the codecs make of them')
-  known, rest = parser.parse_known_args(argv)
-  prompts = list(known.prompt or []) + (read_prompts(known.prompt_file) if known.prompt_file else [])
-  if not prompts:
-    raise ValueError('there is no prompt; give --prompt "..." or --prompt_file FILE')
-  given = options(rest)
-  output = pathlib.Path(known.output)
-  from veojax.data import media_write
-  media_write.check_path(output)
-  from veojax.generation import model
-  enable_compilation_cache()
-  for name in ('prompt', 'output', 'model'):
-    given.pop(name, None)
-  loaded = model.load(known.model)
-  if 'negative_prompt' in given:
-    given['negative_prompt'] = str(given['negative_prompt'])
-  clips = loaded.generate(prompts, paste=known.paste, **given)
-  for i, clip in enumerate(clips):
-    path = output if len(clips) == 1 else output.with_stem(f'{output.stem}_{i}')
-    clip.save(path, with_prompt=not known.no_prompt_in_file)
-    print(path)
-  return 0
+  parser.add_argument('--expand', help='module:function, or a command that reads a prompt and writes a longer one')
+  parser.add_argument('--window', type=int, help='a long clip in windows of so many frames, written as it is made')
+  parser.add_argument('--overlap', type=int, default=9, help='frames of a window that the one before has made')
+  parser.add_argument('--stream', action='store_true', help='a long clip whose later frames are noisier, instead; for '
+                      'models trained on the task stream')
+  parser.add_argument('--chain', action='store_true', help='the prompts follow one another in one long clip')
 
 
 def read_prompts(path) -> list[str]:
@@ -198,10 +216,78 @@ def read_prompts(path) -> list[str]:
   return prompts
 
 
+def evaluate(argv) -> int:
+  """One model under one benchmark: report.html, .json and .csv with ceiling, codec round trip and floor.
+
+  --model truth and --model roundtrip measure true clips, and the same through the world's codecs. Any field of the
+  benchmark is an option (world: --num_clips --seed --levels="('L1','L4')" --split=pairs --given=first_frame
+  --num_frames --height --width --fps), and any of generate's settings (--num_inference_steps --guidance_scale --sampler
+  ...). Started again, it goes on with what the output holds. On several devices: --mesh.data --mesh.fsdp --mesh.context
+  --mesh.tensor, as of generate.
+  """
+  parser = _parser('evaluate')
+  parser.add_argument('--model', required=True, help='folder of a run, truth or roundtrip')
+  parser.add_argument('--benchmark', default='world', help='world, reconstruction, fvd, fad, basic or surprise')
+  parser.add_argument('--output', required=True, help='folder of the report')
+  parser.add_argument('--batch', type=int, default=8, help='clips made at a time')
+  known, rest = parser.parse_known_args(argv)
+  host = _host(known.batch)
+  from veojax.evaluation import evaluate as evaluation
+  host.enable_compilation_cache()
+  given = arguments.parse(rest)
+  with _mesh(given):
+    evaluation.evaluate(known.model, known.benchmark, known.output, given, batch=known.batch)
+  print(pathlib.Path(known.output) / 'report.html')
+  return 0
+
+
+def sweep(argv) -> int:
+  """A grid of evaluations: models x settings, resumable, over any number of processes, with one report.
+
+  --grid takes name=value,value,... for any option of `evaluate`: guidance_scale=1,3,5 sampler=euler,heun seed=0,1
+  given=nothing,first_frame ...; other options hold for all cells. Processes share the output folder alone: those of a
+  pod find their number by themselves, others are told --process_index=0 --process_count=4. --mesh.NAME as of evaluate, over
+  the devices of each process.
+  """
+  parser = _parser('sweep')
+  parser.add_argument('--models', required=True, nargs='+', help='folders of runs')
+  parser.add_argument('--grid', nargs='+', default=[], help='name=value,value,...')
+  parser.add_argument('--benchmark', default='world')
+  parser.add_argument('--output', required=True, help='folder of the results and the report')
+  parser.add_argument('--batch', type=int, default=8, help='clips made at a time, and kept in one file')
+  parser.add_argument('--process_index', '--process-index', type=int)
+  parser.add_argument('--process_count', '--process-count', type=int)
+  known, rest = parser.parse_known_args(argv)
+  host = _host(known.batch)
+  from veojax.evaluation import sweep as sweeping
+  host.enable_compilation_cache()
+  given = arguments.parse(rest)
+  with _mesh(given):
+    outcomes = sweeping.sweep(
+        known.models, sweeping.parse_grid(known.grid), known.output, benchmark=known.benchmark, options=given,
+        batch=known.batch, process_index=known.process_index, process_count=known.process_count)
+  if outcomes is None:
+    print('this process has done its part; the last one to do so writes the report')
+    return 0
+  for outcome in outcomes:
+    if outcome.error:
+      print(f'veojax: {outcome.cell.name} failed: {outcome.error}', file=sys.stderr)
+  print(pathlib.Path(known.output) / 'report.html')
+  return 1 if all(outcome.error for outcome in outcomes) else 0
+
+
+def _host(rows: int):
+  """The process set up for rows that are computed together, before JAX starts."""
+  from veojax import host
+  host.keep_memory()
+  host.one_device_a_core(rows)
+  return host
+
+
 def info(argv) -> int:
   """What a model is: sizes, shapes, codecs, defaults."""
   parser = _parser('info')
-  parser.add_argument('--model', required=True, help='folder of a run')
+  parser.add_argument('--model', required=True, help='folder of a run, or of a converted model')
   known = parser.parse_args(argv)
   from rich import console, table
   from veojax.generation import model
@@ -213,23 +299,43 @@ def info(argv) -> int:
   return 0
 
 
+def convert(argv) -> int:
+  """A published model, as it is downloaded, into a folder that generate, train and info take; or back.
+
+  --source is its folder in diffusers' layout or its makers'; --output a new one. A part that lies elsewhere is named:
+  --text_encoder FOLDER ...
+  """
+  parser = _parser('convert')
+  parser.add_argument('--source', required=True, help='folder of safetensors, config.json and model_index.json')
+  parser.add_argument('--output', required=True, help='a new folder')
+  parser.add_argument('--variant', default='', help='fp16 or bf16, where the folder holds several precisions')
+  parser.add_argument('--reverse', action='store_true', help='write a converted model back as it was published')
+  known, rest = parser.parse_known_args(argv)
+  from veojax.zoo import convert as conversion
+  if known.reverse:
+    conversion.reverse(known.source, known.output)
+  else:
+    conversion.convert(known.source, known.output, variant=known.variant, parts=arguments.parse(rest))
+  return 0
+
+
 def compile_ahead(argv) -> int:
-  """What a step needs on a named TPU topology, by the TPU's own compiler, without a TPU.
+  """What a step needs on a named topology of TPUs or GPUs, by their own compiler, without one.
 
   Any key of the config can be set: --config.mesh.fsdp=8 --config.dit.remat=full ... Ends with 1 where it does not fit.
   """
   parser = _parser('compile')
   parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
-  parser.add_argument('--topology', required=True, help='kind of TPU and its torus, such as v5p:4x4x4')
+  parser.add_argument('--topology', required=True, help='kind of TPU and its torus, such as v5p:4x4x4, or "v5e:16x16*2" '
+                      'of two slices; or h100:SLICESxHOSTSxGPUS')
   parser.add_argument('--stage', default='train', choices=('train', 'generate', 'encode', 'decode'))
   parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
   known, rest = parser.parse_known_args(argv)
   import dataclasses
   import json
-  import jax
   from rich import console
-  from veojax.compiling import report, table
-  jax.config.update('jax_platforms', 'cpu')  # a TPU that is here is not what is compiled for
+  from veojax.compiling import chips, report, table
+  chips.use_for_compiling(known.topology)
   found = report.compile_stage(_config(known.config, rest), known.topology, known.stage)
   if known.json:
     print(json.dumps(dataclasses.asdict(found)))
@@ -238,30 +344,37 @@ def compile_ahead(argv) -> int:
   return 0 if found.fits else 1
 
 
-def enable_compilation_cache():
-  """Compiled programs are kept between starts, in the user's cache folder, unless JAX is told otherwise."""
-  import os
-  import jax
-  if not jax.config.jax_compilation_cache_dir and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(base) / 'veojax' / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 2.0)
+def benchmark(argv) -> int:
+  """What training, generation, attention or decoding takes on the devices that are here, against matrix products.
+
+  Any key of the config can be set: --config.loop.batch_size=1 --config.sampling.num_inference_steps=2 ...
+  """
+  parser = _parser('benchmark')
+  parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
+  parser.add_argument('--what', default='train', help='train, forward, generate, encode, decode or attention')
+  parser.add_argument('--steps', type=int, default=5, help='that are timed')
+  parser.add_argument('--peer', help='diffusers: the same block shapes through it, in the same run')
+  parser.add_argument('--workdir', help='of a run of this config, whose data then feeds the training step')
+  parser.add_argument('--profile', type=int, default=0, help='how many of the dearest instructions to name')
+  parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
+  known, rest = parser.parse_known_args(argv)
+  import json
+  from rich import console
+  from veojax import host
+  from veojax.benchmarking import report, table
+  config = _config(known.config, rest)
+  report.check(config, known.what, known.peer)
+  host.keep_memory()
+  if hasattr(config, 'dit') and known.what in ('train', 'forward') and config.mesh == type(config).mesh:
+    host.one_device_a_core(config.loop.batch_size)
+  found = report.benchmark(config, known.what, steps=known.steps, peer=known.peer, workdir=known.workdir,
+                           profiled=known.profile)
+  console.Console().print(json.dumps(table.tree(found)) if known.json else table.table(found), soft_wrap=known.json)
+  return 0
 
 
-def keep_memory():
-  """glibc keeps what is freed, for the next step, instead of giving it back to the system and asking for it page by
-  page again: that was a fifth of a training step's time on a CPU. Other C libraries are left as they are."""
-  import ctypes
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):
-    return
-  one_arena, no_mmap, never_trim = (-8, 1), (-4, 0), (-1, 2**31 - 1)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
-  for option in (one_arena, no_mmap, never_trim):
-    mallopt(*option)
-
-
-COMMANDS = {'prepare': prepare, 'train': train, 'generate': generate, 'compile': compile_ahead, 'info': info}
+COMMANDS = {'prepare': prepare, 'train': train, 'generate': generate, 'evaluate': evaluate, 'sweep': sweep,
+            'convert': convert, 'compile': compile_ahead, 'benchmark': benchmark, 'info': info}
 
 if __name__ == '__main__':
   sys.exit(main())

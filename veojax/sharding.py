@@ -3,12 +3,17 @@
 Four axes: `data` and `fsdp` split the rows of a batch (parameters are split over `fsdp` only), `context` splits the
 tokens of a row, `tensor` splits heads and MLP width. A machine with one device has a mesh of ones, and runs the same
 code. Axes are Explicit: an array's type says how it lies, and an ambiguous contraction is an error, not a surprise.
+
+Of several slices, which only a data centre's network joins, `data` runs over the slices first and then within them: all
+that slices send each other is the sum of their gradients.
 """
 import contextlib
 import dataclasses
 import math
+from typing import Literal
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
@@ -21,8 +26,13 @@ BL = P(ROWS, 'context')
 BLD = P(ROWS, 'context', None)
 BLNK = P(ROWS, 'context', 'tensor', None)
 BSNK = P(ROWS, None, 'tensor', None)
+BSMK = P(ROWS, None, ('tensor', 'context'), None)  # whole rows of the heads that `context` shares out
 BLF = P(ROWS, 'context', 'tensor')
 BSF = P(ROWS, None, 'tensor')
+
+# A codec's work on one clip, on a mesh of its own (`clip_mesh`): tiles, frames, rows of each frame; [B, T, H, W, C].
+CLIP_AXES = ('tile', 'time', 'height')
+CLIP = P(*CLIP_AXES)
 
 # Parameters, named by their dims.
 D_NK = P('fsdp', 'tensor', None)
@@ -31,16 +41,23 @@ D_F = P('fsdp', 'tensor')
 F_D = P('tensor', 'fsdp')
 C_D = P(None, 'fsdp')
 D_C = P('fsdp', None)
+D_6D = P(None, None, 'fsdp')
 REPLICATED = P()
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; one of them may be -1: whatever is left."""
+  """Devices along each axis; one of them may be -1: whatever is left.
+
+  slices: of devices, joined by a data centre's network; -1: as many as the devices say that they are.
+  attention: how a token sees the keys of a row that `context` splits; models/attention.py has the ways.
+  """
   data: int = -1
   fsdp: int = 1
   context: int = 1
   tensor: int = 1
+  slices: int = -1
+  attention: Literal['auto', 'all_to_all', 'ring', 'gather'] = 'auto'
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> jax.sharding.Mesh:
@@ -53,9 +70,68 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> jax.sharding.M
     asked = ', '.join(f'{a}={getattr(config, a)}' for a in AXES)
     raise ValueError(f'mesh {asked} does not cover {len(devices)} devices; the sizes must multiply to {len(devices)} '
                      '(one of them may be -1)')
+  parts = slices(devices, config.slices)
+  if sizes[0] % len(parts):
+    raise ValueError(f'mesh data={sizes[0]} on {len(parts)} slices; data runs over the slices: give a multiple of '
+                     f'{len(parts)}')
+  within = [sizes[0] // len(parts), *sizes[1:]]
   # An axis may be a part of one dim of a TPU's torus: fsdp=8, context=2 of 4x4.
-  placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-  return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+  placed = [mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True) for part in parts]
+  return jax.sharding.Mesh(np.concatenate(placed), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def slices(devices: list, num: int = -1) -> list[list]:
+  """The devices of each slice. Devices that say nothing of slices, as CPUs and GPUs, are one slice, or `num` of equal
+  size in their order. Raises ValueError where `num` is not what the devices say, or does not divide them."""
+  told = {}
+  for device in devices:
+    told.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+  if num in (-1, len(told)):
+    return [told[index] for index in sorted(told)]
+  if len(told) > 1 or num < 1 or len(devices) % num:
+    raise ValueError(f'mesh slices={num}, but {len(devices)} devices are of {len(told)} slices; '
+                     'give that number, or -1')
+  return np.reshape(np.array(devices, object), (num, -1)).tolist()
+
+
+_attention = jax.make_user_context('auto')  # a part of what compiled programs are kept by
+
+
+@contextlib.contextmanager
+def use(config: MeshConfig, devices=None):
+  """A context with the config's mesh and its way of attention in force; gives the mesh."""
+  mesh = make_mesh(config, devices)
+  with jax.set_mesh(mesh), _attention(config.attention):
+    yield mesh
+
+
+def attention_way() -> str:
+  """`MeshConfig.attention` of the mesh in force."""
+  return _attention.value
+
+
+MIN_ROWS = 4  # of latents, on a device: with fewer it would see little beside its neighbours' edges
+
+
+def clip_mesh(num_tiles: int, num_chunks: int, num_rows: int) -> jax.sharding.Mesh:
+  """This process's devices of the mesh in force, for a codec's work on a clip: the tiles side by side, then the chunks
+  of its frames, then the rows of latents within a tile, each over as many devices as have work there; where no mesh is
+  in force one device."""
+  mesh = jax.sharding.get_mesh()
+  devices = jax.local_devices()[:1] if mesh.empty else mesh.local_devices
+  most = range(1, len(devices) + 1)
+  sizes = [(a, b, c) for a in most for b in most for c in most
+           if a * b * c <= len(devices) and num_rows % c == 0 and (c == 1 or num_rows // c >= MIN_ROWS)]
+  work = lambda a, b, c: math.ceil(num_tiles / a) * math.ceil(num_chunks / b) / c
+  best = min(sizes, key=lambda size: (work(*size), math.prod(size), size[2], size[1]))
+  chosen = np.array(devices[:math.prod(best)], object).reshape(best)
+  return jax.sharding.Mesh(chosen, CLIP_AXES, axis_types=(AxisType.Explicit,) * len(CLIP_AXES))
+
+
+def splits(axis: str) -> bool:
+  """Whether, within a `shard_map`, the axis splits what is computed."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return axis in mesh.manual_axes and mesh.shape[axis] > 1
 
 
 def named(mesh, spec: P) -> NamedSharding:
@@ -72,6 +148,31 @@ def size(axis: str) -> int:
   return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
-def default_mesh():
-  """A context with a mesh in force: the one that is, or else one of all devices along `data`."""
-  return jax.set_mesh(make_mesh()) if jax.sharding.get_abstract_mesh().empty else contextlib.nullcontext()
+def fill_rows(x: np.ndarray) -> np.ndarray:
+  """Rows of a batch, the last one repeated up to a number that divides over the mesh in force."""
+  return np.concatenate([x, np.repeat(x[-1:], -len(x) % num_row_parts(), 0)])
+
+
+def num_row_parts() -> int:
+  """Parts of the mesh in force that take rows of their own."""
+  return math.prod(map(size, ROWS))
+
+
+def whole_rows(spec: P) -> P:
+  """The layout with every row on all parts that take rows."""
+  return P(None, *spec[1:])
+
+
+def default_mesh(rows: int | None = None):
+  """A context with a mesh in force: the one that is, or else one of this process's devices: along `data` as many as
+  divide `rows`, along `context` the rest; all along `data` where nothing is said of rows."""
+  if not jax.sharding.get_abstract_mesh().empty:
+    return contextlib.nullcontext()
+  devices = jax.local_devices()
+  data = -1 if rows is None else math.gcd(rows, len(devices))
+  return use(MeshConfig(data=data, context=1 if rows is None else -1), devices)
+
+
+def no_mesh():
+  """A context in which none is in force: on one device, for what is not laid out over the mesh."""
+  return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))

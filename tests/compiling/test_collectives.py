@@ -13,13 +13,17 @@ SIZE = 512 * 4  # bytes of a device's part, float32[512]
 
 def sent(function, out=None):
   """{(axes, kind): bytes} of a function of float32[512] on each device of a mesh of 2 x 2 x 2."""
+  return {(t.axes, t.kind): t.sent for t in traffic(function, out)}
+
+
+def traffic(function, out=None, domains=None):
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=2, context=2, tensor=2))
   every = P(('fsdp', 'context', 'tensor'))
   with jax.set_mesh(mesh):
     mapped = jax.shard_map(function, in_specs=every, out_specs=out or every, check_vma=False)
     x = jax.ShapeDtypeStruct((8 * 512,), jnp.float32, sharding=sharding.named(mesh, every))
     text = jax.jit(mapped).lower(x).compile().as_text()
-  return collectives.by_axis(collectives.collect(Program(text), dict(mesh.shape)))
+  return collectives.by_axis(collectives.collect(Program(text), dict(mesh.shape), domains), link=1e9, network=1e8)
 
 
 def test_all_reduce_sends_twice_what_others_hold():
@@ -55,6 +59,30 @@ def test_in_a_loop_each_time_counts():
   assert sent(ring) == {('context', 'collective-permute'): 9 * SIZE}
 
 
+def test_what_leaves_a_domain_goes_over_the_network_once():
+  """fsdp differs between two hosts of four devices each."""
+  hosts = [0] * 4 + [1] * 4
+  found, = traffic(lambda x: jax.lax.psum(x, ('fsdp', 'tensor')), domains=hosts)
+  assert found.sent == 2 * SIZE * 3 / 4 and found.across == 2 * (SIZE / 2) / 2
+  assert found.seconds == pytest.approx((found.sent - found.across) / 1e9 + found.across / 1e8)
+  found, = traffic(lambda x: jax.lax.all_gather(x, ('fsdp', 'context'), tiled=True), out=P('tensor'), domains=hosts)
+  assert found.across == SIZE
+  found, = traffic(lambda x: jax.lax.psum(x, ('context', 'tensor')), domains=hosts)
+  assert found.across == 0
+
+
+def test_what_slices_send_each_other_is_handed_to_the_host():
+  text = '''ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %after = token[] after-all()
+  ROOT %send = (f32[4]{0}, u32[], token[]) send(%p, %after), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+'''
+  mesh, slices = {'data': 4, 'fsdp': 2}, [0, 0, 0, 0, 1, 1, 1, 1]
+  found, = collectives.by_axis(collectives.collect(Program(text), mesh, slices), link=1.0, network=1.0)
+  assert (found.axes, found.kind, found.sent, found.across) == ('data', 'all-reduce', 16, 16)
+
+
 GROUPS = [[0, 2], [1, 3], [4, 6], [5, 7]]
 
 
@@ -87,5 +115,5 @@ ENTRY %main (p: f32[4]) -> f32[8] {
   ROOT %d = f32[4]{0} all-reduce(%c), channel_id=1, replica_groups=[1,2]<=[2]
 }
 '''
-  sent = collectives.by_axis(collectives.collect(Program(text), {'fsdp': 2}))
-  assert sent == {('fsdp', 'all-reduce'): 32, ('fsdp', 'all-gather'): 16}
+  found = collectives.by_axis(collectives.collect(Program(text), {'fsdp': 2}), link=1.0, network=1.0)
+  assert {(t.axes, t.kind): t.sent for t in found} == {('fsdp', 'all-reduce'): 32, ('fsdp', 'all-gather'): 16}

@@ -80,6 +80,14 @@ def test_kernels_of_attention_count_their_products():
 '''
   product = 2 * 6 * 1024 * 4096 * 128
   assert operations.by_kind(Program(text)) == {'matrix': 0, 'attention': (2 + 5) * product}
+  text = '''ENTRY %main (p: f32[4]) -> f32[4] {
+  %range = s32[1,8]{1,0} parameter(0)
+  %q = bf16[1,1024,6,128]{3,2,1,0} parameter(1)
+  %k = bf16[1,4096,6,128]{3,2,1,0} parameter(2)
+  ROOT %dkv = bf16[1,4096,6,128]{3,2,1,0} custom-call(%range, %range, %q, %k, %k), metadata={op_name="gpu_attention_dkv"}
+}
+'''
+  assert operations.by_kind(Program(text)) == {'matrix': 0, 'attention': 4 * product}
 
 
 def test_shapes_in_bytes():

@@ -11,7 +11,7 @@ import time
 
 import av
 
-from veojax import cli
+from veojax import arguments
 from veojax import config as door
 from veojax.data import prepare
 
@@ -30,7 +30,7 @@ def decode(path) -> int:
 
 def main(folder, *options):
   files = sorted(p for p in pathlib.Path(folder).rglob('*') if p.suffix in SUFFIXES)
-  config = door.build(prepare.PrepareConfig, cli.options(list(options)), 'prepare')
+  config = door.build(prepare.PrepareConfig, arguments.parse(list(options)), 'prepare')
   cores = len(os.sched_getaffinity(0))
   seconds = {'plain': [], 'prepare': []}
   for _ in range(3):

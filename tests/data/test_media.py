@@ -13,6 +13,8 @@ from av.bitstream import BitStreamFilterContext
 from veojax.data import media
 from veojax.types import Clip
 
+pytestmark = pytest.mark.smoke
+
 
 def flash_and_click(num_frames=24, fps=24.0, sample_rate=16000, channels=2, height=48, width=64, at=9) -> Clip:
   """Black and silent, but for frame `at` and the sound from its time on for one frame."""

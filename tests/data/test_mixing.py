@@ -55,6 +55,7 @@ def test_joined_latents_are_each_data_sets_own():
   joined = mixing.JoinedLatents(KINDS.values())
   assert len(joined) == 40 and len(joined.lengths.video) == len(joined.lengths.audio) == 40
   assert [joined.text(i) for i in (0, 11, 12, 31, 32, 39)] == ['100', '111', '200', '219', '300', '307']
+  assert [joined.place(i) for i in (0, 11, 12, 39)] == [(0, 0), (0, 11), (1, 0), (2, 7)]
   assert joined[12].audio is None and joined[32].video is None and joined[13].video[0, 0, 0, 0] == 201
   with pytest.raises(IndexError, match='clip 40 of 40'):
     joined[40]

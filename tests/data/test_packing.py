@@ -3,7 +3,7 @@ import pytest
 
 from veojax.data import packing
 from veojax.data.packing import LatentClip, PackConfig
-from veojax.types import AUDIO, PADDING, TEXT, VIDEO
+from veojax.types import PADDING, TEXT, VIDEO
 
 CONFIG = PackConfig(row_tokens=512, text_tokens=64, max_clips=8, max_text=16, channels=6)
 

@@ -112,11 +112,10 @@ def test_resuming_at_any_row_goes_on_exactly(name):
 
 
 @pytest.mark.parametrize('name', SOURCES)
-@pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_each_batch(name, process_count):
+@pytest.mark.parametrize('shares', [([0, 1], [2, 3]), ([0], [1, 2], [3])])
+def test_processes_share_each_batch(name, shares):
   whole = take(SOURCES[name](), 4, start=7, num_threads=2)
-  parts = [take(SOURCES[name](), 4, start=7, num_threads=2, process_index=p, process_count=process_count)
-           for p in range(process_count)]
+  parts = [take(SOURCES[name](), 4, start=7, num_threads=2, positions=positions) for positions in shares]
   for g, want in enumerate(whole):
     stacked = [part[g] if isinstance(part[g], dict) else part[g]._asdict() for part in parts]
     joined = {k: np.concatenate([p[k] for p in stacked]) for k in stacked[0]}
@@ -212,8 +211,7 @@ def test_sources_travel_to_other_processes():
   equal(pickle.loads(cloudpickle.dumps(source))[2], source[2])
 
 
-@pytest.mark.parametrize('kwargs', [dict(batch_size=3, process_count=2), dict(batch_size=0), dict(start_row=-1),
-                                    dict(process_index=2, process_count=2)])
+@pytest.mark.parametrize('kwargs', [dict(positions=[3, 4]), dict(positions=[]), dict(batch_size=0), dict(start_row=-1)])
 def test_impossible_batches_are_refused(kwargs):
   with pytest.raises(ValueError):
     pipeline.make_iterator(SOURCES['crop'](), **{'start_row': 0, 'batch_size': 4, **kwargs})

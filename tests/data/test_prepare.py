@@ -20,6 +20,8 @@ from veojax.data.tokenizer import Tokenizer
 from veojax.data.world import WorldConfig
 from veojax.types import Clip
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 TINY = WorldConfig(height=16, width=24, num_frames=5, sample_rate=4000)
 WORLD = PrepareConfig(num_clips=5, world=TINY, validation_fraction=0.2, vocab_size=400)

@@ -5,7 +5,7 @@ import pytest
 from veojax.data import packing, tasks
 from veojax.data.packing import LatentClip, PackConfig, Still
 from veojax.data.tasks import TaskConfig
-from veojax.types import GIVEN, VIDEO
+from veojax.types import AUDIO, GIVEN, VIDEO
 
 NAMES = tuple(vars(TaskConfig()))
 
@@ -81,6 +81,32 @@ def test_forcing_gives_every_latent_frame_and_the_sound_beside_it_a_time_of_its_
   with pytest.raises(ValueError, match='groups_per_clip'):
     packing.pack([clip(stills=0)._replace(frame_levels=True)],
                  PackConfig(row_tokens=96, text_tokens=8, max_clips=1, max_text=8, channels=6))
+
+
+def test_stream_gives_windows_whose_tokens_stand_where_they_stand_in_the_clip():
+  """Up to the window's own time 0: the same latents, places and neighbours, from anywhere in the clip."""
+  config = PackConfig(row_tokens=96, text_tokens=8, max_clips=1, max_text=8, channels=6, groups_per_clip=14)
+  whole = packing.pack([clip(stills=0)._replace(frame_levels=True)], config)
+  firsts, shares = set(), []
+  for seed in range(60):
+    drawn = tasks.draw(clip(), only('stream'), np.random.default_rng(seed))
+    row = packing.pack([drawn], config)
+    for modality, latent in ((AUDIO, drawn.audio), (VIDEO, drawn.video)):
+      mine, all_ = row.modality == modality, whole.modality == modality
+      at = (drawn.first * 12 if modality == VIDEO else drawn.first_sound) + np.arange(mine.sum())
+      np.testing.assert_array_equal(row.latent[mine], whole.latent[all_][at])
+      np.testing.assert_array_equal(row.extent[mine], whole.extent[all_][at])
+      np.testing.assert_allclose(row.position[mine] + [drawn.start, 0, 0], whole.position[all_][at], atol=1e-6)
+    level, before = row.group_level[row.group], whole.group_level[whole.group]
+    frames = level[row.modality == VIDEO][::12]
+    given = (frames == GIVEN).sum()
+    assert (frames[:given] == GIVEN).all() and frames[given:].tolist() == list(range(given, len(frames)))
+    sound = level[row.modality == AUDIO]
+    want = before[whole.modality == AUDIO][drawn.first_sound:][:len(sound)] - drawn.first
+    np.testing.assert_array_equal(sound, np.where(want < given, GIVEN, want))
+    firsts.add(drawn.first)
+    shares.append(given / len(frames))
+  assert firsts == set(range(5)) and 0 < np.mean(shares) < 0.5
 
 
 def test_the_mixture_is_drawn_as_its_weights_say():

@@ -79,3 +79,10 @@ def test_bad_input_names_the_remedy(tmp_path):
     Tokenizer.train(['a'], tmp_path / 'small.model', 10)
   with pytest.raises(ValueError, match='larger'):
     Tokenizer.train([''.join(chr(0x4e00 + i) for i in range(500))] * 3, tmp_path / 'small.model', 300)
+
+
+def test_words_of_a_small_language_are_whole_pieces(tmp_path):
+  """However few different words there are, so that no word shares letters with another."""
+  words = ('a', 'red', 'little', 'ball', 'bounces', 'twice')
+  tokenizer = Tokenizer.train([' '.join(words)] * 30, tmp_path / 'text.model', 400)
+  assert all(len(tokenizer.encode(word, 64)) == 3 for word in words)

@@ -114,6 +114,20 @@ def test_pasting_gives_back_what_was_given_but_for_the_seam():
   assert (weight[~made.seen] == 0).all() and (weight[far] == 1).all() and ((weight > 0) & (weight < 1)).any()
 
 
+def test_what_the_codec_gets_wrong_is_no_jump_in_time():
+  made, video, _ = filled_canvas()
+  video[:] = video[:1] // 2 + 20  # nothing moves
+  made.put_frames(0, video[:4])
+  made.put_frames(10, video[10:])
+  clip = Clip(video=video + 20, fps=8.0)
+  made.audio = None
+  made.paste(clip, 0)
+  np.testing.assert_array_equal(clip.video[:4], video[:4])
+  np.testing.assert_array_equal(clip.video[10:], video[10:])
+  away = (clip.video.astype(int) - video)[:, 0, 0, 0]
+  assert away.tolist() == [0, 0, 0, 0, 4, 8, 8, 8, 8, 4, 0, 0, 0] and np.abs(np.diff(away)).max() <= 4
+
+
 def test_what_does_not_fit_is_refused():
   made, video, _ = filled_canvas()
   with pytest.raises(ValueError, match='13 frames of 24x20 at frame 1 do not fit'):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from veojax.data import media
 from veojax.data.tokenizer import Tokenizer
-from veojax.generation import export, joining, long, tasks
+from veojax.generation import canvas, export, joining, long, sampling, tasks
 from veojax.generation.model import ClipConfig, Model, ModelConfig
 from veojax.generation.sampling import SamplingConfig
 from veojax.models.audio_codec import AudioCodec
@@ -162,6 +162,51 @@ def test_a_join_keeps_both_clips_and_a_loop_its_clip(model, clip):
   np.testing.assert_array_equal(looped.video[:FRAMES], clip.video)
   with pytest.raises(ValueError, match='cannot be joined'):
     joining.join(model, 'a ball', clip, dataclasses.replace(clip, fps=9.0), 8)
+
+
+def test_a_join_does_not_click(model, clip):
+  """Where given sound fades into made sound, samples change no faster than in either, and by the fade."""
+  smooth = dataclasses.replace(clip, audio=0.4 * np.sin(np.arange(900) / 20)[:, None].repeat(2, 1).astype('f'))
+  joined = joining.join(model, 'a ball', smooth, smooth, 8, context=5)
+  fade = round(canvas.FEATHER_SECONDS * RATE)
+  made = slice(900, len(joined.audio) - 900)
+  steps, inside = np.abs(np.diff(joined.audio, axis=0)), np.abs(np.diff(joined.audio[made], axis=0)).max()
+  assert steps.max() <= max(inside, np.abs(np.diff(smooth.audio, axis=0)).max()) + 2 / fade
+
+
+def test_loops_and_joins_are_tasks(model, clip):
+  joined = model.generate('a ball', task='join', video=clip, end_video=clip, num_frames=2 * FRAMES + 3)
+  assert joined.video.shape == (2 * FRAMES + 3, SIDE, SIDE, 3)
+  np.testing.assert_array_equal(joined.video[-FRAMES:], clip.video)
+  (looped,) = model.generate(['a ball'], task='loop', video=clip, num_frames=FRAMES + 2)
+  np.testing.assert_array_equal(looped.video[:FRAMES], clip.video)
+  assert len(looped.video) == FRAMES + 2 and len(looped.audio) == round((FRAMES + 2) / FPS * RATE)
+  assert len(model.generate('a ball', task='loop', num_frames=FRAMES + 4).video) == FRAMES + 4
+  with pytest.raises(ValueError, match='num_frames=9 is no more than the 9 that are given'):
+    model.generate('a ball', task='loop', video=clip, num_frames=FRAMES)
+  with pytest.raises(ValueError, match="task='join' without an end_video"):
+    model.generate('a ball', task='join', video=clip)
+
+
+def test_one_compilation_for_each_length_of_rows(model, clip):
+  before, lengths = sampling.sample_rows._cache_size(), set()
+  shapes = [(9, 24, 16), (5, 24, 24), (9, 16, 24), (13, 16, 16), (1, 40, 24), (17, 40, 32), (17, 32, 40), (13, 40, 40)]
+  for frames, height, width in shapes:
+    made = model.generate('a ball', num_frames=frames, height=height, width=width, num_inference_steps=3)
+    assert made.video.shape == (frames, height, width, 3)
+    _, latent = model.canvas(tasks.Given(), {'num_frames': frames, 'height': height, 'width': width}, SamplingConfig())
+    lengths.add(model.rows([latent], [''], '', SamplingConfig(guidance_scale=1.0))[0].modality.shape[-1])
+  assert sampling.sample_rows._cache_size() - before == len(lengths) <= len(shapes) // 2
+
+
+def test_a_prompt_may_be_expanded(model):
+  told = []
+  made = model.generate(['a ball', 'a box'], expand=lambda text: told.append(text) or f'{text} of red glass falls')
+  assert told == ['a ball', 'a box'] and [m.text for m in made] == told
+  assert [m.info['told'] for m in made] == ['a ball of red glass falls', 'a box of red glass falls']
+  np.testing.assert_array_equal(made[0].video, model.generate('a ball of red glass falls').video)
+  with pytest.raises(ValueError, match=r"expand\('a ball'\) gave None"):
+    model.generate('a ball', expand=lambda text: None)
 
 
 def test_every_task_has_a_name():

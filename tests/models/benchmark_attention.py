@@ -1,5 +1,6 @@
 """What attention over packed rows costs, forward and backward, against the same rows as one segment and against dense
-attention: `python tests/models/benchmark_attention.py [--tokens=8192] [--heads=4] [--head_dim=64]`.
+attention: `python tests/models/benchmark_attention.py [--tokens=8192] [--rows=1] [--heads=4] [--head_dim=64]
+[--segments=16]`. With `--tokens=264 --rows=16 --segments=4` and the like: from which length on blocks are worth it.
 
 Aligned segments end where blocks do; unaligned ones are shifted by a third of a block. Ratios are of the best of
 `repeats` runs, in one process.
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich import console, table
 
-from veojax import cli
-from veojax.models import attention, blocked_attention
+from veojax import arguments, host
+from veojax.models import blocked_attention, dense_attention
 
 
 def seconds(way, operands, segment, repeats: int) -> float:
@@ -29,23 +30,25 @@ def seconds(way, operands, segment, repeats: int) -> float:
 
 
 def main(*options: str):
-  given = {'tokens': 8192, 'heads': 4, 'head_dim': 64, 'segments': 16, 'repeats': 3} | cli.options(list(options))
-  cli.keep_memory()
+  defaults = {'tokens': 8192, 'rows': 1, 'heads': 4, 'head_dim': 64, 'segments': 16, 'repeats': 3}
+  given = defaults | arguments.parse(list(options))
+  host.keep_memory()
   L, count = given['tokens'], given['segments']
   keys = jax.random.split(jax.random.key(0), 3)
-  operands = [jax.random.normal(key, (1, L, given['heads'], given['head_dim'])) for key in keys]
+  operands = [jax.random.normal(key, (given['rows'], L, given['heads'], given['head_dim'])) for key in keys]
   equal = np.arange(L) * count // L + 1
   shifted = np.roll(equal, L // count // 3)
-  rows = {'dense, one segment': (attention.dense, np.ones(L, int)),
+  rows = {'dense, one segment': (dense_attention.attention, np.ones(L, int)),
           'blocks, one segment': (blocked_attention.attention, np.ones(L, int)),
           f'blocks, {count} aligned segments': (blocked_attention.attention, equal),
           f'blocks, {count} unaligned segments': (blocked_attention.attention, shifted)}
-  out = table.Table(title=f'{L} tokens, {given["heads"]} heads of {given["head_dim"]}, on {jax.default_backend()}')
-  for column in ('', 'seconds', 'of the faster of the first two'):
+  out = table.Table(title=f'{given["rows"]} rows of {L} tokens, {given["heads"]} heads of {given["head_dim"]}, on '
+                          f'{jax.default_backend()}')
+  for column in ('', 'seconds', 'of the faster with one segment'):
     out.add_column(column)
-  times = {name: seconds(way, operands, jnp.asarray(ids, jnp.int32)[None], given['repeats'])
+  times = {name: seconds(way, operands, jnp.tile(jnp.asarray(ids, jnp.int32), (given['rows'], 1)), given['repeats'])
            for name, (way, ids) in rows.items()}
-  best = min(list(times.values())[:2])
+  best = min(times['dense, one segment'], times['blocks, one segment'])
   for name, value in times.items():
     out.add_row(name, f'{value:.3f}', f'{value / best:.3f}')
   console.Console().print(out)

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from veojax import sharding
-from veojax.models import attention, blocked_attention
+from veojax.compiling import collectives, program
+from veojax.models import attention, blocked_attention, dense_attention, ring_attention
 
 PACKINGS = {  # lengths of segments; 0 begins the padding
     'one segment': [200],
@@ -39,7 +40,7 @@ def reference(q, k, v, segment):
 
 
 @pytest.mark.parametrize('packing', PACKINGS)
-@pytest.mark.parametrize('way', [blocked_attention.attention, attention.dense, attention.attention])
+@pytest.mark.parametrize('way', [blocked_attention.attention, dense_attention.attention, attention.attention])
 def test_attention_is_softmax_within_segments(packing, way):
   q, k, v, segment = rows(PACKINGS[packing])
   np.testing.assert_allclose(way(q, k, v, segment, segment), reference(q, k, v, np.asarray(segment)), atol=2e-6)
@@ -50,11 +51,11 @@ def test_gradients_of_the_blocks_are_those_of_dense_attention(packing):
   q, k, v, segment = rows(PACKINGS[packing])
   def gradient(way):
     return jax.grad(lambda *qkv: jnp.sum(jnp.sin(way(*qkv, segment, segment))), (0, 1, 2))(q, k, v)
-  for a, b in zip(gradient(blocked_attention.attention), gradient(attention.dense)):
+  for a, b in zip(gradient(blocked_attention.attention), gradient(dense_attention.attention)):
     np.testing.assert_allclose(a, b, atol=2e-6)
 
 
-@pytest.mark.parametrize('way', [blocked_attention.attention, attention.dense])
+@pytest.mark.parametrize('way', [blocked_attention.attention, dense_attention.attention])
 def test_no_gradient_crosses_segments(way):
   q, k, v, segment = rows(PACKINGS['unaligned, with padding'])
   one = (segment == 2)[:, :, None, None]
@@ -86,14 +87,99 @@ def test_half_precision_stays_near_float32():
   np.testing.assert_allclose(y.astype(jnp.float32), reference(q, k, v, np.asarray(segment)), atol=0.03)
 
 
-def test_sharded_over_rows_queries_and_heads_equals_unsharded():
-  q, k, v, segment = rows([30, 50, 16], batch=4)
+def test_short_rows_are_dense_and_long_ones_in_blocks(monkeypatch):
+  taken = []
+  for module in (dense_attention, blocked_attention):
+    way = module.attention
+    monkeypatch.setattr(module, 'attention', lambda *a, way=way, module=module: taken.append(module) or way(*a))
+  for length in (attention.DENSE_BELOW - 8, attention.DENSE_BELOW):
+    q, k, v, segment = rows([length // 2, length // 2], batch=1)
+    np.testing.assert_allclose(attention.on_cpu(q, k, v, segment, segment), reference(q, k, v, np.asarray(segment)),
+                               atol=2e-6)
+  assert taken == [dense_attention, blocked_attention]
+
+
+@pytest.mark.parametrize('way', [blocked_attention, dense_attention])
+def test_parts_of_the_keys_merge_to_the_whole(way):
+  """Output, logsumexp and gradients from three parts of the keys, of which some queries see nothing."""
+  q, k, v, segment = rows(PACKINGS['unaligned, with padding'])
+  parts = [slice(0, 70), slice(70, 200), slice(200, None)]
+  whole, pull = jax.vjp(lambda *qkv: blocked_attention.attention(*qkv, segment, segment), q, k, v)
+
+  @jax.jit
+  def by_parts(q, k, v, do):
+    so_far = jnp.zeros(q.shape), jnp.full(q.shape[:3], ring_attention.EMPTY)
+    for part in parts:
+      so_far = ring_attention.merged(so_far, way.partial(q, k[:, part], v[:, part], segment, segment[:, part]))
+    made = [way.gradients(q, k[:, p], v[:, p], segment, segment[:, p], *so_far, do) for p in parts]
+    return so_far[0], sum(m[0] for m in made), *(jnp.concatenate([m[i] for m in made], 1) for i in (1, 2))
+  do = jnp.cos(whole)
+  for a, b in zip(by_parts(q, k, v, do), (whole, *pull(do)), strict=True):
+    np.testing.assert_allclose(a, b, atol=3e-6)
+
+
+MESHES = {  # (axes, way): four heads
+    'rows, queries and heads': ({'data': 2, 'context': 2, 'tensor': 2}, 'gather'),
+    'heads exchanged beside split heads': ({'data': 2, 'context': 2, 'tensor': 2}, 'all_to_all'),
+    'heads exchanged': ({'data': 2, 'context': 4}, 'all_to_all'),
+    'ring beside split heads': ({'data': 2, 'context': 2, 'tensor': 2}, 'ring'),
+    'ring': ({'data': 1, 'context': 8}, 'ring'),
+}
+
+
+@pytest.fixture(scope='module')
+def alone():
+  operands = rows([30, 50, 16], batch=4, heads=4)
+  return operands, loss_and_gradients()(*operands)
+
+
+def loss_and_gradients():
   loss = lambda q, k, v, s: jnp.sum(jnp.sin(attention.attention(q, k, v, s, s)))
-  alone = jax.value_and_grad(loss, (0, 1, 2))(q, k, v, segment)
-  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, context=2, tensor=2))
-  with jax.set_mesh(mesh):
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+
+
+@pytest.mark.parametrize('case', MESHES)
+def test_every_way_over_a_mesh_equals_unsharded(alone, case, monkeypatch):
+  monkeypatch.setattr(attention, 'DENSE_BELOW', 0)
+  (q, k, v, segment), want = alone
+  axes, way = MESHES[case]
+  with sharding.use(sharding.MeshConfig(**axes, attention=way)) as mesh:
     put = lambda x, spec: jax.device_put(x, sharding.named(mesh, spec))
-    operands = [put(a, sharding.BLNK) for a in (q, k, v)] + [put(segment, P(sharding.ROWS, 'context'))]
-    together = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*operands)
-  for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together)):
+    operands = [put(a, sharding.BLNK) for a in (q, k, v)] + [put(segment, sharding.BL)]
+    lowered = loss_and_gradients().lower(*operands)
+    compiled = lowered.compile()
+    got = compiled(*operands)
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got)):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+  kind = {'gather': 'all-gather', 'all_to_all': 'all-to-all', 'ring': 'collective-permute'}[way]
+  sent = collectives.collect(program.Program(compiled.as_text()), dict(mesh.shape))
+  assert ('context', kind) in {(c.axes[-1], c.kind) for c in sent}
+
+
+def test_a_part_of_the_ring_that_no_segment_meets_runs_no_kernel():
+  """Queries that meet no key of another device: what they would make of it, here NaN, is never made."""
+  q, k, v, segment = rows([12, 12, 12, 12], batch=1)
+  segment = jnp.sort(segment)
+
+  def partial(q, k, v, segment_q, segment_k):
+    o, logsumexp = blocked_attention.partial(q, k, v, segment_q, segment_k)
+    return jnp.where(jnp.all(segment_q == segment_k), o, jnp.nan), logsumexp
+  with sharding.use(sharding.MeshConfig(data=2, context=4)):
+    specs = (*[P(None, 'context')] * 3, P(None, 'context'), P(None, 'context'))
+    ring = jax.shard_map(ring_attention.make(partial, blocked_attention.gradients), in_specs=specs,
+                         out_specs=specs[0], check_vma=False)
+    out = jax.jit(ring)(*(jax.device_put(x, s) for x, s in zip((q, k, v, segment, segment), specs)))
+  np.testing.assert_allclose(out, reference(q, k, v, np.asarray(segment)), atol=2e-6)
+
+
+def test_the_way_follows_from_heads_and_rows_unless_it_is_named():
+  def way(heads, tokens, **axes):
+    keys = jax.ShapeDtypeStruct((8, tokens, heads, 128), jnp.bfloat16)
+    with sharding.use(sharding.MeshConfig(**axes)):
+      return attention.way(keys, keys)
+  assert way(8, 77_824, context=4) == 'all_to_all'
+  assert way(6, 4096, context=4) == way(4, 4096, context=4, tensor=2) == way(6, 77_824) == 'gather'
+  assert way(6, 77_824, context=4) == 'ring'
+  assert way(8, 4096, context=4, attention='ring') == 'ring'
+  with pytest.raises(ValueError, match="context=4 does not divide the 6 heads.*'ring'"):
+    way(6, 4096, context=4, attention='all_to_all')

@@ -48,6 +48,11 @@ def test_chunks_equal_the_whole_and_statistics_are_applied():
   np.testing.assert_allclose(latent * codec.std_C[None] + codec.mean_C[None], mean[0], atol=1e-5)
   want = np.clip(jax.jit(AudioVAE.decode)(codec.vae, mean)[0], -1, 1)
   np.testing.assert_allclose(codec.decode(latent), want, atol=1e-5)
+  first, state = codec.decode_chunk(latent[:codec.chunk])
+  rest, _ = codec.decode_chunk(latent[codec.chunk:2 * codec.chunk - 1], state)
+  np.testing.assert_array_equal(np.concatenate([first, rest]), codec.decode(latent)[:(2 * codec.chunk - 1) * 40])
+  with pytest.raises(ValueError, match='latents at once'):
+    codec.decode_chunk(latent[:0])
 
 
 def test_longer_than_the_latents_is_silence():
@@ -58,10 +63,10 @@ def test_longer_than_the_latents_is_silence():
 
 def test_two_programs_a_direction_whatever_the_lengths():
   codec = make_codec(chunk=3)
-  before = audio_codec._encode._cache_size(), audio_codec._decode._cache_size()
+  before = audio_codec.encode_chunk._cache_size(), audio_codec.decode_chunk._cache_size()
   for samples in (1, 77, 200, 201, 399, 1234):
     codec.decode(codec.encode(sound(samples)), samples)
-  after = audio_codec._encode._cache_size(), audio_codec._decode._cache_size()
+  after = audio_codec.encode_chunk._cache_size(), audio_codec.decode_chunk._cache_size()
   assert (after[0] - before[0], after[1] - before[1]) == (2, 2)
 
 

@@ -1,5 +1,6 @@
 """The transformer: no leak between segments, order does not matter, layouts change nothing."""
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from veojax import sharding
 from veojax.data import packing
-from veojax.models import attention, blocked_attention, dit, rope, transformer
+from veojax.models import attention, blocked_attention, dense_attention, dit, rope, splash_attention, transformer
 from veojax.models.text import TextConfig
 
 CONFIG = dit.DiTConfig(video_channels=4, audio_channels=6, width=32, depth=2, num_heads=2, mlp_width=48,
@@ -74,7 +74,7 @@ def mixed(kinds):
 def way(request, monkeypatch):
   """Each way of computing attention within segments."""
   monkeypatch.setattr(attention, 'attention',
-                      {'blocked': blocked_attention.attention, 'dense': attention.dense}[request.param])
+                      {'blocked': blocked_attention.attention, 'dense': dense_attention.attention}[request.param])
 
 
 @pytest.mark.parametrize('segment', [1, 2, 3])
@@ -104,7 +104,15 @@ def test_no_output_depends_on_another_segment(model, mixed, way, segment):
   assert np.all(np.delete(of_pieces, pieces, 0) == 0) and np.all(np.any(of_pieces[pieces], 1))
 
 
-def test_alone_is_as_packed(model, kinds, mixed, way):
+WAYS = {'blocked': blocked_attention.attention, 'dense': dense_attention.attention,
+        'for this machine': attention.attention,
+        'splash': functools.partial(splash_attention.attention, interpret=True)}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('way', WAYS)
+def test_alone_is_as_packed(model, kinds, mixed, way, monkeypatch):
+  monkeypatch.setattr(attention, 'attention', WAYS[way])
   noise = jnp.full(mixed.group_modality.shape, 0.3)
   together = np.asarray(model(mixed, noise))[0]
   for segment, one in enumerate(kinds, 1):
@@ -131,7 +139,7 @@ def test_only_differences_of_time_turn_queries_against_keys():
   assert logit(0.5, 0.2) != pytest.approx(logit(0.5, 0.4), abs=1e-3)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('remat', ['dots', 'attention', 'offload', 'full'])
 def test_rematerialisation_changes_nothing(model, two, remat):
   def gradient(config):
     changed = random_model(config)
@@ -152,20 +160,3 @@ def test_scanned_blocks_equal_a_loop(model, two):
   for i in range(CONFIG.depth):
     looped = apply(jax.tree.map(lambda a: a[i], model.blocks), looped)
   np.testing.assert_allclose(scanned, looped, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 2, 1, 2), (2, 1, 4, 1)], ids=str)
-def test_layouts_change_nothing(model, mesh):
-  rng = np.random.default_rng(7)
-  tokens = rows(*(packing.pack([clip(rng), clip(rng, (2, 4, 3), 1)], PACK) for _ in range(8)))
-  loss = lambda m, t: jnp.mean(m(t, levels(t)) ** 2)
-  want, want_grads = jax.jit(jax.value_and_grad(loss))(model, tokens)
-  devices = sharding.make_mesh(sharding.MeshConfig(*mesh))
-  with jax.set_mesh(devices):
-    laid = jax.tree.map(lambda a, s: jax.device_put(a, sharding.named(devices, s.sharding.spec)), model,
-                        jax.eval_shape(lambda: dit.DiT(CONFIG, rngs=nnx.Rngs(0))))
-    tokens = jax.tree.map(lambda a, s: jax.device_put(a, sharding.named(devices, s)), tokens, dit.TOKEN_SPECS)
-    got, grads = jax.jit(jax.value_and_grad(loss))(laid, tokens)
-  assert float(got) == pytest.approx(float(want), rel=1e-5)
-  for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads)):
-    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)

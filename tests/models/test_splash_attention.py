@@ -6,15 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from veojax.models import attention, splash_attention
+from veojax.models import dense_attention, ring_attention, splash_attention
 
 LENGTHS = [100, 90, 3, 190, 0, 40]  # of segments; 0 begins the padding
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  """Blocks of 128, so that short rows have several."""
+  """Blocks of 128, so that short rows have several, and one head at a time."""
   monkeypatch.setattr(splash_attention, 'BLOCK', 128)
+  monkeypatch.setattr(splash_attention, 'WORKSPACE', 1)
 
 
 def rows():
@@ -32,7 +33,23 @@ def test_forward_and_backward_are_those_of_dense_attention(small_blocks):
     out, pull = jax.vjp(lambda q, k, v: way(q, k, v, segment[:, some], segment), q[:, some], k, v)
     return out, *pull(jnp.cos(out))
   splash = functools.partial(splash_attention.attention, interpret=True)
-  for a, b in zip(result(splash), result(attention.dense), strict=True):
+  for a, b in zip(result(splash), result(dense_attention.attention), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_parts_of_the_keys_merge_to_the_whole(small_blocks):
+  """Output and gradients from two parts of the keys, by the whole row's logsumexp: what a ring makes of them."""
+  q, k, v, segment = rows()
+  parts = slice(0, 200), slice(200, None)
+  whole, pull = jax.vjp(lambda *qkv: dense_attention.attention(*qkv, segment, segment), q, k, v)
+  so_far = jnp.zeros(q.shape), jnp.full(q.shape[:3], ring_attention.EMPTY)
+  for part in parts:
+    so_far = ring_attention.merged(so_far, splash_attention.partial(
+        q, k[:, part], v[:, part], segment, segment[:, part], interpret=True))
+  made = [splash_attention.gradients(q, k[:, p], v[:, p], segment, segment[:, p], *so_far, jnp.cos(whole),
+                                     interpret=True) for p in parts]
+  got = so_far[0], made[0][0] + made[1][0], *(jnp.concatenate([m[i] for m in made], 1) for i in (1, 2))
+  for a, b in zip(got, (whole, *pull(jnp.cos(whole))), strict=True):
     np.testing.assert_allclose(a, b, atol=5e-6)
 
 

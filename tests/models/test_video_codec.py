@@ -1,4 +1,4 @@
-"""The video codec: any size and length, two programs a direction, chunks exact, tiles within tolerance."""
+"""The video codec: any size and length, three programs a direction, chunks exact, tiles within tolerance."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,13 +49,13 @@ def test_any_size_and_length(vae, shape):
   assert output.shape == video.shape and output.dtype == np.uint8
 
 
-def test_two_programs_a_direction_whatever_the_shapes(vae):
+def test_three_programs_a_direction_whatever_the_shapes(vae):
   codec = VideoCodec(vae, MEAN, STD, chunk=3, tile=24, overlap=8)
   before = video_codec.encode_tile._cache_size(), video_codec.decode_tile._cache_size()
   for shape in ((2, 8, 8), (30, 20, 50), (13, 60, 24), (1, 33, 9)):
     codec.decode(codec.encode(smooth(*shape)), *shape)
-  assert video_codec.encode_tile._cache_size() - before[0] == 2
-  assert video_codec.decode_tile._cache_size() - before[1] == 2
+  assert video_codec.encode_tile._cache_size() - before[0] == 3
+  assert video_codec.decode_tile._cache_size() - before[1] == 3
 
 
 def test_chunks_and_statistics_equal_the_whole(vae):
@@ -68,6 +68,12 @@ def test_chunks_and_statistics_equal_the_whole(vae):
   pixels = np.clip(np.asarray(decode(vae, mean[None])[0]), -1, 1)
   error = codec.decode(latent, *video.shape[:3]) - (pixels + 1) * 127.5
   assert np.abs(error).max() < 0.51  # rounding
+  pieces, state = [], None
+  for k in range(0, len(latent), 2):
+    piece, state = codec.decode_chunk(latent[k:k + 2], 24, 24, state)
+    pieces.append(piece)
+  assert [len(piece) for piece in pieces] == [5, 8, 8]
+  np.testing.assert_array_equal(np.concatenate(pieces), codec.decode(latent, *video.shape[:3]))
 
 
 def test_tiles_equal_the_whole_where_a_quarter_of_the_overlap_covers_the_reach(vae):
@@ -93,7 +99,7 @@ def test_smaller_tiles_are_close(vae):
 @pytest.mark.parametrize('overlap', [0, 1, 2, 4])
 def test_cross_fades_add_up_to_one(size, overlap):
   """A step that copies its tile gives back the frame: no cell is lost, doubled or shifted."""
-  tiles = video_codec.Tiles(size, size + 3, 8, overlap, scale=2)
+  tiles = video_codec.Tiles(size, size + 3, (8, 8), overlap, scale=2)
   frame = np.random.default_rng(0).normal(size=(2, tiles.height, tiles.width, 3)).astype(np.float32)
   copy = lambda tile, state: (tile.repeat(2, 2).repeat(2, 3), state)
   np.testing.assert_allclose(tiles.run(frame, copy, 1), frame.repeat(2, 1).repeat(2, 2), atol=1e-6)
@@ -130,3 +136,30 @@ def test_bad_input_is_refused(vae):
     codec.encode(np.zeros((1, 8, 8, 3), np.float32))
   with pytest.raises(ValueError, match=r'their shape is \[2, 1, 1, 3\]'):
     codec.decode(np.zeros((1, 1, 1, 3), np.float32), 5, 8, 8)
+  with pytest.raises(ValueError, match='6 latent frames at once; give up to 5'):
+    codec.decode_chunk(np.zeros((6, 1, 1, 3), np.float32), 8, 8)
+
+
+@pytest.mark.parametrize('shape, split', [
+    ((9, 64, 62), {'tile': 1, 'time': 1, 'height': 2}),     # one tile of one chunk
+    ((38, 64, 64), {'tile': 1, 'time': 4, 'height': 2}),    # chunks beside each other, rows split
+    ((38, 100, 100), {'tile': 4, 'time': 2, 'height': 1}),  # tiles too; more chunks than are taken at once
+])
+def test_over_devices_equals_one_device(vae, shape, split):
+  codec = VideoCodec(vae, MEAN, STD, chunk=3, tile=64, overlap=16)
+  video = smooth(*shape)
+  latent = codec.encode(video)
+  alone = codec.decode(latent, *shape)
+  with sharding.use(sharding.MeshConfig(data=2, fsdp=2, context=2)):
+    tiles = 4 if shape[1] > 64 else 1
+    assert dict(sharding.clip_mesh(tiles, -(-latent.shape[0] // 3), 8).shape) == split
+    np.testing.assert_allclose(codec.encode(video), latent, atol=2e-5)
+    assert np.abs(codec.decode(latent, *shape).astype(int) - alone).max() <= 1  # rounding
+
+
+def test_devices_that_would_have_no_work_are_left_out():
+  with sharding.default_mesh():
+    assert sharding.clip_mesh(1, 1, 5).size == 1
+    assert sharding.clip_mesh(3, 1, 5).shape == {'tile': 3, 'time': 1, 'height': 1}
+    assert sharding.clip_mesh(1, 96, 64).shape == {'tile': 1, 'time': 8, 'height': 1}
+  assert sharding.clip_mesh(8, 8, 64).size == 1

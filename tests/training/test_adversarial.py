@@ -19,7 +19,8 @@ from veojax.models import perceptual, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
 from veojax.training import (
-    adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, video_vae)
+    adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, stopping,
+    video_vae)
 from veojax.training.adversarial import AdversarialConfig
 
 pytestmark = pytest.mark.xdist_group('adversarial')
@@ -284,7 +285,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(kind, folder, monkeypatch):
       time.sleep(0.05)
   with monkeypatch.context() as patch:
     patch.setattr(loop, 'interludes', interludes)
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(stopping.Stopped):
       run.train(tree(kind, folder), resumed)
   run.train(tree(kind, folder), resumed)
   (a, row_a), (b, row_b) = (saved_state(kind, folder, workdir) for workdir in (whole, resumed))

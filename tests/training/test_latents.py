@@ -2,7 +2,9 @@ import errno
 import json
 import os
 import pickle
+import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -47,18 +49,23 @@ class Video:
   temporal_compression, spatial_compression, mean_C = 4, 8, np.zeros(3)
 
   def __init__(self, name='v', fail_at=None):
-    self.name, self.fail_at, self.calls = name, fail_at, 0
+    self.name, self.fail_at, self.calls, self.lock, self.devices = name, fail_at, 0, threading.Lock(), set()
 
   def hash(self):
     return self.name
+
+  def on(self, device):
+    self.devices.add(device)
+    return self
 
   def latent_shape(self, num_frames, height, width):
     return 1 + -(-(num_frames - 1) // 4), -(-height // 8), -(-width // 8), 3
 
   def encode(self, video):
-    if self.calls == self.fail_at:
-      raise KeyboardInterrupt
-    self.calls += 1
+    with self.lock:
+      if self.calls == self.fail_at:
+        raise KeyboardInterrupt
+      self.calls += 1
     t, h, w, _ = self.latent_shape(*video.shape[:3])
     T, H, W = video.shape[:3]
     video = np.pad(video, ((3, 4 * t - 3 - T), (0, 8 * h - H), (0, 8 * w - W), (0, 0)), 'edge')
@@ -73,6 +80,9 @@ class Audio:
 
   def hash(self):
     return self.name
+
+  def on(self, device):
+    return self
 
   def latent_length(self, num_samples):
     return -(-num_samples // 10)
@@ -104,6 +114,14 @@ def equal(a, b):
 def test_the_cache_holds_what_encoding_at_access_gives(tmp_path):
   equal(write(tmp_path / 'cache'), latents.EncodedSource(Data(), Video(), Audio()))
   equal(LatentCache.open(tmp_path / 'cache', 'v', 'a'), latents.EncodedSource(Data(), Video(), Audio()))
+
+
+def test_all_devices_encode_where_there_are_clips_enough(tmp_path, monkeypatch):
+  for least, devices in ((1, jax.local_devices()), (len(Data()) // 2, jax.local_devices()[:2])):
+    monkeypatch.setattr(latents, 'CLIPS_A_DEVICE', least)
+    video = Video()
+    write(tmp_path / f'{least}', video=video)
+    assert video.devices == set(devices) and len(devices) in (2, 8)
 
 
 def test_stills_are_frames_encoded_alone(tmp_path):

@@ -88,6 +88,21 @@ def test_levels_belong_to_segments_and_modalities(joint):
   assert abs(audio.mean() - 0.5) < 0.05 and abs(unshifted.mean() - 0.5) < 0.05
 
 
+def test_every_latent_frame_and_the_sound_beside_it_may_have_a_level_of_their_own():
+  clip = packing.LatentClip(
+      video=np.zeros((4, 1, 2, 4), 'f'), audio=np.zeros((8, 6), 'f'), text_ids=[2, 3], fps=8.0, height=8, width=16,
+      temporal_compression=4, spatial_compression=8, latent_rate=5.0, frame_levels=True,
+      video_given=np.arange(4)[:, None, None] < np.ones((4, 1, 2)))
+  row = packing.pack([clip], dataclasses.replace(PACK, max_clips=1, groups_per_clip=12))
+  tokens = Tokens(*(np.stack([x] * 512) for x in row))
+  levels = np.asarray(losses.draw_levels(jax.random.key(0), tokens, LossConfig(timesteps='uniform')))
+  levels = np.take_along_axis(levels, tokens.group, 1)
+  video, audio = levels[:, row.modality == VIDEO][:, ::2], levels[:, row.modality == AUDIO]
+  assert np.all(video[:, 0] == 0) and np.abs(np.corrcoef(video[:, 1:].T) - np.eye(3)).max() < 0.2
+  beside = packing.sound_frames(clip, 8).clip(0, 3)
+  np.testing.assert_array_equal(audio, video[:, beside])
+
+
 def test_weights_weigh_the_modalities():
   tokens = rows(np.random.default_rng(3))
 

@@ -1,4 +1,6 @@
 """Schedules end where they say; Muon orthogonalises what it should, on any mesh alike; a network learns with either."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,58 @@ def test_a_quadratic_in_every_parameter_goes_down(kind):
       return (optax.apply_updates(model, updates), state), None
     return jax.lax.scan(step, (model, tx.init(model)), None, length=30)[0][0]
   assert float(loss(run(model))) < 0.7 * float(loss(model))
+
+
+# State in bfloat16.
+
+
+def test_rounding_at_random_is_to_a_neighbour_and_right_in_the_mean():
+  x = jnp.asarray([1.0, 1 + 2 ** -9, -3.3e-5, 0.0, jnp.inf, 7e37], jnp.float32)
+  draws = jax.jit(jax.vmap(lambda seed: optimizer.stochastic_round(x, seed)))(jnp.arange(4000, dtype=jnp.uint32))
+  assert draws.dtype == jnp.bfloat16
+  draws = np.asarray(draws, np.float64)
+  spacing = np.asarray([2 ** -7, 2 ** -7, 2 ** -22, 0, 0, 2.0 ** 119])  # above 1, above 2**-15 and above 2**125
+  for i, (value, gap) in enumerate(zip(np.asarray(x, np.float64), spacing)):
+    assert len(set(draws[:, i])) == (1 if value in (1.0, 0.0, np.inf) else 2)
+    if np.isfinite(value):
+      assert np.abs(draws[:, i] - value).max() <= gap
+      assert abs(draws[:, i].mean() - value) <= 4 * gap / 4000 ** 0.5
+
+
+def second_moment(tx, steps, first, later):
+  """Of one parameter whose gradient is `first` at the first step and `later` from then on."""
+  params = {'w_a': jnp.ones((64,))}
+  def step(state, gradient):
+    _, state = tx.update({'w_a': jnp.full((64,), gradient)}, state, params)
+    return state, None
+  gradients = jnp.full((steps,), later).at[0].set(first)
+  state = jax.jit(lambda: jax.lax.scan(step, tx.init(params), gradients)[0])()
+  [moment] = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if '.nu' in jax.tree_util.keystr(path)]
+  return moment
+
+
+def test_a_second_moment_in_bfloat16_falls_as_in_float32():
+  """With b2 = 0.999 it falls by less a step than bfloat16 tells apart: rounded to the nearest it would stay."""
+  config = OptimizerConfig(b2=0.999, warmup_steps=0, schedule='constant', clip_norm=1e9)
+  want, got = (second_moment(optimizer.make(dataclasses.replace(config, state_dtype=dtype), 10), 1500, 1.0, 0.0)
+               for dtype in ('float32', 'bfloat16'))
+  assert want.dtype == jnp.float32 and got.dtype == jnp.bfloat16
+  assert np.asarray(got, np.float32).mean() == pytest.approx(float(want[0]), rel=0.05)
+  stuck = want[0] / 0.999 ** 1499
+  assert (stuck.astype(jnp.bfloat16) * jnp.bfloat16(0.999)).astype(jnp.bfloat16) == stuck.astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_state_in_bfloat16_is_half_as_large_and_its_updates_as_good(kind):
+  draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+  params = {'blocks': {'w_up': draw(0, 2, 8, 16), 'scale': draw(1, 8)}, 'w_in': draw(2, 8, 16)}
+  gradient = jax.tree.map(lambda x: jnp.sin(9 * x), params)
+
+  def first_and_state(dtype):
+    tx = optimizer.make(OptimizerConfig(kind=kind, warmup_steps=0, schedule='constant', state_dtype=dtype), 10)
+    return jax.jit(lambda p: tx.update(gradient, tx.init(p), p))(params)
+  (want, full), (got, half) = map(first_and_state, ('float32', 'bfloat16'))
+  sizes = [sum(x.nbytes for x in jax.tree.leaves(state) if x.size > 15) for state in (full, half)]
+  assert sizes[1] <= sizes[0] / 2 + 8 * 4
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got)):
+    np.testing.assert_allclose(a, b, atol=2e-6)  # the first step starts from zeros

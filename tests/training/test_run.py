@@ -1,4 +1,5 @@
 """From data to a model and back to clips, in the smallest sizes: resuming, refusing, generating."""
+import dataclasses
 import json
 import os
 import shutil
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 
 from veojax import cli, sharding
-from veojax.data import media, prepare
+from veojax.data import datasets, media, prepare
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
 from veojax.generation import codecs, model as models
-from veojax.training import checkpoint, journal, loop, run, transformer
+from veojax.training import checkpoint, journal, loop, run, stopping, transformer
 
 pytestmark = pytest.mark.xdist_group('run')
 
@@ -66,7 +67,7 @@ def stopped_after(steps, folder, workdir):
       time.sleep(0.05)
   loop.interludes = interludes
   try:
-    with pytest.raises(loop.Stopped) as stopped:
+    with pytest.raises(stopping.Stopped) as stopped:
       run.train(config, workdir)
   finally:
     loop.interludes = original
@@ -90,6 +91,7 @@ def whole(folder):
   return folder / 'whole'
 
 
+@pytest.mark.smoke
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, whole):
   """Stopped by SIGTERM at a step that is no checkpoint's, with data threads running, and started again."""
   workdir = folder / 'resumed'
@@ -105,6 +107,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, whole):
   assert lines == again and sorted(lines) == [1, 2, 3, 4]
 
 
+def test_tokens_of_patches_of_latents(folder, whole):
+  """A model whose picture tokens are 2x2 latents trains, is loaded as such, and begins no model of other tokens."""
+  changes = {'video_patch': 2, 'dit': {**DIT['dit'], 'video_channels': 16}, 'pack': {**DIT['pack'], 'channels': 16},
+             'loop': {**LOOP, 'num_steps': 1}}
+  run.train(tree(folder, **changes), folder / 'patched')
+  model = models.load(folder / 'patched')
+  assert (model.video_codec.spatial_compression, model.video_codec.latent_channels) == (16, 16)
+  clip = model.generate('a red ball', num_frames=9, height=24, width=16)
+  assert clip.video.shape == (9, 24, 16, 3) and clip.audio.shape[1] == 2
+  with pytest.raises(ValueError, match='video_patch=1'):
+    run.train(tree(folder, **changes, start=str(whole)), folder / 'patched_begun')
+
+
 def test_a_finished_run_does_nothing_when_started_again(folder, whole):
   before = (whole / 'weights.safetensors').stat().st_mtime_ns
   run.train(tree(folder), whole)
@@ -118,7 +133,7 @@ def test_every_average_of_the_weights_is_scored_and_exported(whole):
   flat = [np.asarray(x) for x in jax.tree.leaves(models.load(whole / 'ema_0').dit)]
   num = len(flat)
   # Decay 0: the weights themselves.
-  assert all(np.array_equal(a, b) for a, b in zip(flat, saved[2:2 + num], strict=True))
+  assert all(np.array_equal(a, b) for a, b in zip(flat, saved[4:4 + num], strict=True))
   assert not all(np.array_equal(a, b) for a, b in zip(flat, jax.tree.leaves(models.load(whole).dit), strict=True))
 
 
@@ -181,18 +196,24 @@ def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, chan
   assert all(word in str(error.value) for word in words)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(folder, monkeypatch, capsys):
+def test_losses_that_are_not_finite_change_nothing_and_end_the_run_with_the_clips_named(folder, monkeypatch, capsys):
   original = transformer.TransformerStage.loss
 
   def poisoned(self, *arguments):
     loss, metrics = original(self, *arguments)
     return loss * np.nan, metrics
   monkeypatch.setattr(transformer.TransformerStage, 'loss', poisoned)
-  run.train(tree(folder, loop={**LOOP, 'num_steps': 2}), folder / 'poisoned')
-  assert journal.read(folder / 'poisoned')[-2]['skipped'] == 2
-  assert 'not finite' in capsys.readouterr().out
-  weights = models.load(folder / 'poisoned').dit
-  assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(weights))
+  workdir = folder / 'poisoned'
+  with pytest.raises(FloatingPointError, match='4 steps in a row were not applied.*skipped.json'):
+    run.train(tree(folder, loop={**LOOP, 'num_steps': 20, 'max_skipped': 4}), workdir)
+  assert journal.read(workdir)[-1]['skipped'] >= 4 and 'not finite' in capsys.readouterr().out
+  (step, skipped, in_a_row, *_, last), row = leaves(workdir)
+  assert step == skipped == in_a_row == row // 8 >= 4 and np.isfinite(last).all()
+  told = json.loads((workdir / 'skipped.json').read_text())
+  assert told['steps skipped in a row'] == 4 and told['first']['rows'] == [0, 8] and told['last']['rows'] == [24, 32]
+  data = datasets.open_dataset(folder / 'data')
+  known = {f'{folder / "data"}: {data.id(i)}' for i in range(len(data))}
+  assert len(told['first']['clips']) == 8 and {clip for row in told['first']['clips'] for clip in row} <= known
 
 
 def test_on_the_fly_latents_train_as_cached_ones(folder, whole):
@@ -268,6 +289,7 @@ def test_the_quickstarts_report(folder, whole, tmp_path):
 # The command line, in this process.
 
 
+@pytest.mark.smoke
 def test_generate_and_info_from_the_command_line(whole, tmp_path, capsys):
   out = tmp_path / 'clip.mp4'
   assert cli.main(['generate', '--model', str(whole), '--prompt', 'a ball', '--output', str(out),
@@ -347,3 +369,42 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(folder
   assert set(kept) <= {p.name for p in (workdir / 'checkpoints').iterdir()}
   run.train({**config}, workdir)
   assert leaves(workdir)[1] == 6 * 8
+
+
+def test_training_begins_with_the_weights_and_the_tokenizer_of_another_model(folder, whole):
+  """Without a step it is that model, in every average; with other captions prepared, it still reads with its own pieces."""
+  config = prepare.PrepareConfig(num_clips=8, world=WorldConfig(num_frames=9, height=16, width=16, sample_rate=8000),
+                                 vocab_size=320, validation_fraction=0.2)
+  prepare.prepare('world', folder / 'other', config=config, workers=1, progress=False)
+  changes = {'start': str(whole), 'data': str(folder / 'other'), 'optimizer': {'learning_rate': 0.0}}
+  run.train(tree(folder, **changes, loop={**LOOP, 'num_steps': 1, 'ema_decays': (0.0,)}), folder / 'begun')
+  first, second = models.load(whole), models.load(folder / 'begun')
+  for x, y in zip(jax.tree.leaves(first.dit), jax.tree.leaves(second.dit), strict=True):
+    assert np.array_equal(x, y)
+  text = 'a large red ball falls'
+  assert first.tokenizer.encode(text, 32) == second.tokenizer.encode(text, 32)
+
+
+@pytest.mark.parametrize('stage, name', [(VIDEO, 'video'), (AUDIO, 'audio')])
+def test_a_codec_begins_with_the_weights_of_another(folder, stage, name):
+  tree = {**stage, 'data': str(folder / 'data'), 'start': str(folder / name), 'optimizer': {'learning_rate': 0.0},
+          'loop': {**LOOP, 'num_steps': 1, 'ema_decays': (0.0,)}}
+  run.train(tree, folder / f'begun_{name}')
+  pair = [codecs.load(path, name).vae for path in (folder / name, folder / f'begun_{name}')]
+  for x, y in zip(*map(jax.tree.leaves, pair), strict=True):
+    assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'start': '/nowhere'}, ['/nowhere', 'veojax train']),
+    ({'dit': {**DIT['dit'], 'depth': 3}}, ['another model', 'misshapen']),
+    ({'video_codec': 'shifted'}, ['another video codec', 'video_codec=']),
+])
+def test_what_cannot_be_begun_with_is_refused(folder, whole, tmp_path, changes, words):
+  if 'video_codec' in changes:
+    codec = codecs.load(folder / 'video', 'video')
+    dataclasses.replace(codec, mean_C=codec.mean_C + 1).save(tmp_path / 'shifted.safetensors')
+    changes = {'video_codec': str(tmp_path / 'shifted.safetensors')}
+  with pytest.raises(ValueError) as error:
+    run.train(tree(folder, **{'start': str(whole), **changes}), tmp_path / 'refused')
+  assert all(word in str(error.value) for word in words)

@@ -11,9 +11,10 @@ import re
 from veojax.compiling import program as programs
 from veojax.compiling.program import Executed, Program, dims
 
-# Products of attention's size that a kernel of the library does, by its name: scores and values forward; scores, dV,
-# dP, dK and dQ backward in one kernel, dQ in the same or with scores and dP again in its own.
-KERNELS = (('splash_mha_fwd', 2), ('splash_mha_dq', 3), ('splash_mha_dkv', 5))
+# Products of attention's size that a kernel does, by its name, and how its operands lie: scores and values forward;
+# scores, dV, dP, dK and dQ backward in one kernel, dQ in the same or with scores and dP again in its own.
+KERNELS = (('splash_mha_fwd', 2, 'nlk'), ('splash_mha_dq', 3, 'nlk'), ('splash_mha_dkv', 5, 'nlk'),
+           ('gpu_attention_forward', 2, 'blnk'), ('gpu_attention_dq', 3, 'blnk'), ('gpu_attention_dkv', 4, 'blnk'))
 
 
 def by_kind(program: Program) -> dict[str, float]:
@@ -65,11 +66,11 @@ def meetings(size: int, window: int, out: int, *, stride: int, low: int, lhs_dil
 def kernel(item: Executed) -> int:
   """FLOPs of an attention kernel, as if no block were skipped; 0 of any other custom call.
 
-  Of its operands the first three that are not int32 are q, k and v: [N, L, K] and [N, S, K].
+  Of its operands the first two that are not int32 are q and k.
   """
-  for name, products in KERNELS:
+  for name, products, dims_of in KERNELS:
     if name in item.instruction.name or name in item.instruction.op_name:
       shapes = [sizes for shape in item.operands for dtype, sizes in programs.arrays(shape) if dtype[0] in 'fb']
-      (heads, queries, head_dim), (_, keys, _) = shapes[0][-3:], shapes[1][-3:]
-      return 2 * products * heads * queries * keys * head_dim
+      q, k = shapes[0][-len(dims_of):], shapes[1][-len(dims_of):]
+      return 2 * products * math.prod(q) * k[dims_of.index('l')]
   return 0

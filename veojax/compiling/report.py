@@ -1,26 +1,29 @@
 """`veojax compile`: a stage compiled for a topology, and what the compiled program says, as one table.
 
-Times are bounds, not measurements. Compute: executed FLOPs at the chip's peak. Links: the bytes that a chip sends, one
-collective after another over one link one way, where a torus has several: a bound from above. Matrix and other work:
-the compiler's own estimate of cycles, memory's stalls left out; kernels, for which it has none, count at the peak.
+Times are bounds and estimates, not measurements. Compute: executed FLOPs at the chip's peak. Links: the bytes that a
+chip sends, one collective after another over one link one way, where a torus has several, and over the network where
+they leave a slice or a host: a bound from above. Matrix, elementwise and copies: the compiler's own estimate of
+cycles, memory's stalls left out; attention's kernels, for which it has none, count at the peak, collectives at the
+links' rates. XLA's compiler for GPUs estimates no cycles.
 """
-import collections
 import dataclasses
 import re
 import time
+from collections import Counter
 
 import jax
 
 from veojax import sharding
 from veojax.compiling import advice, chips, collectives, operations, stages
+from veojax.compiling.collectives import Traffic
 from veojax.compiling.program import Program
 from veojax.config import nearest
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Bytes, FLOPs and seconds are those of one chip and one call. Where the program does not fit, what only a compiled
-  program tells is None or empty."""
+  """Bytes, FLOPs and seconds are those of one chip and one call. Where the compiler refuses the program, what only a
+  compiled program tells is None or empty."""
   topology: str
   chip: str
   num_chips: int
@@ -38,11 +41,11 @@ class Report:
   executed_flops: dict[str, float] = dataclasses.field(default_factory=dict)
   compute_seconds: float | None = None    # executed FLOPs at the peak
   estimated_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-  collectives: dict[str, float] = dataclasses.field(default_factory=dict)  # 'axes kind': bytes sent
+  traffic: tuple[Traffic, ...] = ()
   link_seconds: float | None = None
   mfu_bound: float | None = None          # compute at the peak, links wholly hidden behind it or it behind them
   mfu_estimated: float | None = None      # by the estimated cycles, links hidden likewise
-  suggestions: tuple[str, ...] = ()
+  suggestions: tuple[advice.Remedy, ...] = ()
 
   @property
   def fits(self) -> bool:
@@ -61,8 +64,8 @@ class Report:
     return sum(self.executed_flops.values()) / sum(self.model_flops.values())
 
 
-def compile_stage(config, topology: str, stage: str = 'train') -> Report:
-  """Compiles one stage of a config for a topology such as 'v5p:4x4x4'; needs libtpu and no TPU.
+def compile_stage(config, topology: str, stage: str = 'train', *, hbm: float | None = None) -> Report:
+  """Compiles one stage of a config for a topology such as 'v5p:4x4x4'; needs the chips' compiler and no chip. hbm: bytes of a chip that the program may use, where that is less than all.
 
   Raises ValueError for an unknown stage or topology, and for a mesh that does not cover it.
   """
@@ -72,37 +75,46 @@ def compile_stage(config, topology: str, stage: str = 'train') -> Report:
   chip, mesh = chips.chip(devices[0]), sharding.make_mesh(config.mesh, devices)
   work = stages.STAGES[stage](config, mesh)
   start = time.perf_counter()
-  with jax.set_mesh(mesh):
+  with sharding.use(config.mesh, devices):
     traced = work.function.trace(*work.arguments, **work.options)
-    lowered = traced.lower(lowering_platforms=('tpu',))
+    lowered = traced.lower(lowering_platforms=(chips.platform(devices[0]),))
   share = work.flops and {kind: value / len(devices) for kind, value in work.flops.items()}
-  known = dict(topology=topology, chip=chip.name, num_chips=len(devices), mesh=dict(mesh.shape), stage=stage,
-               parameters=work.parameters, units=work.units, hbm=chip.hbm, model_flops=share)
+  known = Report(topology=topology, chip=chip.name, num_chips=len(devices), mesh=dict(mesh.shape), stage=stage,
+                 parameters=work.parameters, units=work.units, hbm=min(chip.hbm, hbm or chip.hbm), peak=0.0,
+                 model_flops=share, compile_seconds=0.0)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    peak = needed(str(error))
-    return Report(**known, peak=peak, compile_seconds=time.perf_counter() - start,
-                  suggestions=advice.remedies(config, dict(mesh.shape), peak - chip.hbm))
-  seconds = time.perf_counter() - start
-  return _read(compiled, chip, dict(mesh.shape), known | {'compile_seconds': seconds})
+    found = dataclasses.replace(known, peak=needed(str(error)))
+  else:
+    found = dataclasses.replace(known, **_read(compiled, chip, mesh, share))
+  if not found.fits:
+    suggestions = advice.remedies(config, stage, work.arguments, found.mesh, found.peak - found.hbm)
+    found = dataclasses.replace(found, suggestions=suggestions)
+  return dataclasses.replace(found, compile_seconds=time.perf_counter() - start)
 
 
-def _read(compiled, chip, mesh, known) -> Report:
+def _read(compiled, chip, mesh, model) -> dict:
+  """What the compiled program tells."""
   memory, program = compiled.memory_analysis(), Program(compiled.as_text())
   executed = operations.by_kind(program)
-  sent = collectives.by_axis(collectives.collect(program, mesh))
-  compute = sum(executed.values()) / chip.peak
-  estimated = cycles(program, chip.clock) | {'attention': executed['attention'] / chip.peak}
-  links = sum(sent.values()) / chip.link
-  model = known['model_flops']
-  bound = lambda seconds: model and sum(model.values()) / chip.peak / max(seconds, links)
-  return Report(
-      **known, peak=memory.peak_memory_in_bytes, arguments=memory.argument_size_in_bytes,
-      temporaries=memory.temp_size_in_bytes, host=memory.host_temp_size_in_bytes, executed_flops=executed,
-      compute_seconds=compute, estimated_seconds=estimated, link_seconds=links,
-      collectives={f'{axes} {kind}': size for (axes, kind), size in sent.items()}, mfu_bound=bound(compute),
-      mfu_estimated=bound(sum(estimated.values())))
+  domains = [chips.domain(device) for device in mesh.devices.flat]
+  traffic = collectives.by_axis(collectives.collect(program, dict(mesh.shape), domains), chip.link, chip.network)
+  compute, links = sum(executed.values()) / chip.peak, sum(t.seconds for t in traffic)
+  attention = {'attention': executed['attention'] / chip.peak}
+  estimated = cycles(program, chip.clock) | attention if chip.clock else {}
+  bound = lambda seconds: sum(model.values()) / chip.peak / max(seconds, links) if model and seconds else None
+  return dict(
+      peak=peak(memory), arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes,
+      host=memory.host_temp_size_in_bytes, executed_flops=executed, compute_seconds=compute,
+      estimated_seconds=estimated and estimated | {'collectives': links}, link_seconds=links, traffic=tuple(traffic),
+      mfu_bound=bound(compute), mfu_estimated=bound(sum(estimated.values())))
+
+
+def peak(memory) -> float:
+  """Bytes that a program needs at once; where the compiler does not tell, all of what it tells."""
+  return memory.peak_memory_in_bytes or (memory.argument_size_in_bytes + memory.output_size_in_bytes
+                                         + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
 
 
 def needed(message: str) -> float:
@@ -115,16 +127,23 @@ def needed(message: str) -> float:
   return float(found.group(1)) * 2 ** {'K': 10, 'M': 20, 'G': 30, 'T': 40}[found.group(2)]
 
 
+COPIES = ('copy', 'transpose', 'slice', 'dynamic-slice', 'dynamic-update-slice', 'concatenate', 'pad', 'gather',
+          'scatter')
+
+
 def cycles(program: Program, clock: float) -> dict[str, float]:
-  """Seconds by the compiler's estimate: {'matrix': fusions with a product, 'other': all else}."""
-  estimate, matrix = collections.Counter(), set()
+  """Seconds by the compiler's estimate: {'matrix': fusions with a product, 'elementwise': all else, 'copies'}."""
+  estimate, kinds = Counter(), {}
   for item in program.executed():
-    if item.instruction.opcode in ('convolution', 'dot'):
-      matrix.add(item.caller.name)
+    caller, opcode = item.caller.name, item.instruction.opcode
+    if opcode in ('convolution', 'dot'):
+      kinds[caller] = 'matrix'
+    elif item.caller is item.instruction and opcode in COPIES:
+      kinds[caller] = 'copies'
     found = item.instruction.attribute(r'"estimated_cycles":"(\d+)"')
     if item.caller is item.instruction and found and int(found) < 2 ** 60:  # above, it stands for unknown
-      estimate[item.instruction.name] += int(found) * item.times
-  seconds = {'matrix': 0.0, 'other': 0.0}
+      estimate[caller] += int(found) * item.times
+  seconds = {'matrix': 0.0, 'elementwise': 0.0, 'copies': 0.0}
   for name, count in estimate.items():
-    seconds['matrix' if name in matrix else 'other'] += count / clock
+    seconds[kinds.get(name, 'elementwise')] += count / clock
   return seconds

@@ -5,17 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from veojax import config as door
 from veojax import sharding
 from veojax.compiling import model_flops
 from veojax.generation import sampling
-from veojax.models import codec_file, dit, video_codec, weights
+from veojax.models import audio_codec, codec_file, dit, video_codec, weights
+from veojax.models.audio_vae import AudioVAE
 from veojax.models.dit import DiT
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.training import run, step
+from veojax.training.audio_vae import AudioVAERun
 from veojax.training.transformer import TransformerRun
 from veojax.training.video_vae import VideoVAERun
 
@@ -38,6 +39,10 @@ class Work:
 def train(config, mesh) -> Work:
   """One step of the config's stage: losses, gradients, optimizer, averages."""
   stage, loop = run.STEPS[config.stage](config), config.loop
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if loop.batch_size % parts:
+    raise ValueError(f'loop.batch_size={loop.batch_size} rows over data x fsdp = {parts} parts of the mesh; give a '
+                     'multiple')
   tx = stage.make_optimizer()
   key = jax.random.key(0)
   with jax.set_mesh(mesh):
@@ -58,49 +63,82 @@ def train(config, mesh) -> Work:
 def generate(config, mesh) -> Work:
   """All steps of the sampler, for one full row of the config's packing on each part of the mesh that takes rows."""
   if not isinstance(config, TransformerRun):
-    raise ValueError(f'stage generate of a config of {config.stage!r}; give the config of a transformer')
+    return _sampling(config, mesh)
   key, B = jax.random.key(0), mesh.shape['data'] * mesh.shape['fsdp']
   L, G, C = config.pack.row_tokens, config.pack.num_groups, config.pack.channels
   with jax.set_mesh(mesh):
-    model = jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), key)
+    model = weights.abstract(lambda rngs: DiT(config.dit, rngs=rngs))
   blank = run.STEPS['transformer'](config).blank()
-  tokens = jax.tree.map(lambda x, spec: abstract(mesh, (B, *x.shape), x.dtype, spec), blank, dit.TOKEN_SPECS)
-  first = abstract(mesh, (B, G), jnp.int32, sharding.B)
-  x = abstract(mesh, (B, L, C), jnp.float32, sharding.BLD)
+  rows = lambda shape, dtype, spec: abstract(mesh, (B, *shape), dtype, sharding.whole_rows(spec))
+  tokens = jax.tree.map(lambda x, spec: rows(x.shape, x.dtype, spec), blank, dit.TOKEN_SPECS)
+  first, x = rows((G,), jnp.int32, sharding.B), rows((L, C), jnp.float32, sharding.BLD)
   settings = config.sampling
-  levels = abstract(mesh, (settings.num_inference_steps + 1, B, L, 1), jnp.float32, P(None, *sharding.BLD))
-  calls = settings.num_inference_steps * (2 if settings.sampler == 'heun' else 1)
-  calls *= 1 if isinstance(sampling.scales(blank, settings), float) else 2
-  arguments = placed(mesh, model), tokens, tokens, first, first, x, levels, placed(mesh, key)
+  evaluations = 1 + len(sampling.away_from(settings))
+  levels = abstract(mesh, (settings.num_inference_steps + 1, B, L, 1), jnp.float32,
+                    P(None, *sharding.whole_rows(sharding.BLD)))
+  calls = sampling.network_calls(settings)
+  with jax.set_mesh(mesh):
+    scales = jax.eval_shape(lambda modality_BL: sampling.scales(modality_BL, settings), tokens.modality)
+  keys = jax.eval_shape(lambda key: jax.random.split(key, B), key)
+  keys = abstract(mesh, keys.shape, keys.dtype, sharding.REPLICATED)
+  arguments = (placed(mesh, model), [tokens] * evaluations, [first] * evaluations, x, levels, placed(mesh, scales),
+               keys)
   return Work(sampling.sample_rows, arguments, count(model), {'rows': B, 'tokens': B * L, 'network calls': calls},
               _scaled(model_flops.forward(config.dit, L), B * calls),
-              {'objective': config.objective, 'config': settings})
+              {'objective': config.objective, 'config': sampling.program(settings)})
+
+
+def _sampling(config, mesh) -> Work:
+  """What the stage of a published pipeline says that it samples with."""
+  stage = run.STEPS[config.stage](config)
+  if not hasattr(stage, 'sampling'):
+    raise ValueError(f'stage generate of a config of {config.stage!r}; give the config of a transformer')
+  function, arguments, options, units = stage.sampling(mesh)
+  return Work(function, arguments, count(arguments[0]), units, None, options)
 
 
 def encode(config, mesh) -> Work:
-  """One tile of a later chunk of a clip, from pixels to latents, on one device."""
-  vae, tile, chunk = _video_vae(config, mesh)
-  video = jax.ShapeDtypeStruct((1, chunk * vae.cfg.temporal_compression, tile, tile, 3), jnp.uint8)
-  first = jax.ShapeDtypeStruct((1, 1 + (chunk - 1) * vae.cfg.temporal_compression, tile, tile, 3), jnp.uint8)
-  return _codec(video_codec.encode_tile, vae, first, video, mesh)
+  """One tile of a later chunk of a clip, from pixels to latents, on one device; of an audio codec's config a chunk of
+  sound."""
+  if isinstance(config, AudioVAERun):
+    vae, chunk = _audio_vae(config)
+    return _codec(audio_codec.encode_chunk, vae, *[_array(1, chunk * vae.cfg.hop, vae.cfg.channels)] * 2, mesh,
+                  'samples')
+  vae, sides, chunk = _video_vae(config)
+  video = jax.ShapeDtypeStruct((1, chunk * vae.cfg.temporal_compression, *sides, 3), jnp.uint8)
+  first = jax.ShapeDtypeStruct((1, 1 + (chunk - 1) * vae.cfg.temporal_compression, *sides, 3), jnp.uint8)
+  return _codec(video_codec.encode_tile, vae, first, video, mesh, 'frames')
 
 
 def decode(config, mesh) -> Work:
-  """One tile of a later chunk of a clip, from latents to pixels, on one device."""
-  vae, tile, chunk = _video_vae(config, mesh)
-  side = tile // vae.cfg.spatial_compression
-  latent = jax.ShapeDtypeStruct((1, chunk, side, side, vae.cfg.latent_channels), jnp.float32)
-  return _codec(video_codec.decode_tile, vae, latent, latent, mesh)
+  """The same from latents."""
+  if isinstance(config, AudioVAERun):
+    vae, chunk = _audio_vae(config)
+    return _codec(audio_codec.decode_chunk, vae, *[_array(1, chunk, vae.cfg.latent_channels)] * 2, mesh, 'latents')
+  vae, sides, chunk = _video_vae(config)
+  cells = [side // vae.cfg.spatial_compression for side in sides]
+  latent = _array(1, chunk, *cells, vae.cfg.latent_channels)
+  return _codec(video_codec.decode_tile, vae, latent, latent, mesh, 'latent frames')
 
 
-def _codec(function, vae, first, chunk, mesh) -> Work:
+def _codec(function, vae, first, chunk, mesh, unit) -> Work:
   _, state = jax.eval_shape(function, vae, first, None)
-  return Work(function, placed(mesh, (vae, chunk, state)), count(vae), {'frames': chunk.shape[1]})
+  return Work(function, placed(mesh, (vae, chunk, state)), count(vae), {unit: chunk.shape[1]})
 
 
-def _video_vae(config, mesh):
-  """(abstract VAE, side of a tile in pixels, latent frames of a chunk) of a codec's config, or of the codec that a
-  transformer's config names."""
+def _array(*shape) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _audio_vae(config):
+  """(abstract VAE, latents of a chunk)."""
+  vae = weights.abstract(lambda rngs: AudioVAE(config.model, rngs=rngs))
+  return vae, next(f.default for f in dataclasses.fields(audio_codec.AudioCodec) if f.name == 'chunk')
+
+
+def _video_vae(config):
+  """(abstract VAE, height and width of a tile in pixels, latent frames of a chunk) of a codec's config, of the codec
+  that a transformer's config names, or of a published pipeline's."""
   defaults = {f.name: f.default for f in dataclasses.fields(video_codec.VideoCodec)}
   if isinstance(config, TransformerRun) and config.video_codec.endswith('.py'):
     config = run.build(run.read_config(config.video_codec))
@@ -110,10 +148,12 @@ def _video_vae(config, mesh):
     _, stored = weights.load(codec_file.locate(config.video_codec, 'video'))
     sizes = door.build(VideoVAEConfig, stored['config'], 'codec')
     tile, chunk = stored['settings']['tile'], stored['settings']['chunk']
+  elif hasattr(stage := run.STEPS[config.stage](config), 'codec'):
+    return stage.codec()
   else:
-    raise ValueError(f'stages encode and decode of a config of {config.stage!r}; give that of a video codec, or of a '
+    raise ValueError(f'stages encode and decode of a config of {config.stage!r}; give that of a codec, or of a '
                      'transformer that names one')
-  return jax.eval_shape(lambda key: VideoVAE(sizes, rngs=nnx.Rngs(key)), jax.random.key(0)), tile, chunk
+  return weights.abstract(lambda rngs: VideoVAE(sizes, rngs=rngs)), (tile, tile), chunk
 
 
 STAGES = {'train': train, 'generate': generate, 'encode': encode, 'decode': decode}

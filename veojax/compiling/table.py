@@ -21,7 +21,10 @@ def lines(report: Report) -> list[tuple[str, str]]:
   found += [(name, f'{number:,}') for name, number in report.units.items()]
   found += [('compile time', f'{report.compile_seconds:.0f} s'), ('HBM of a chip', _memory(report))]
   if not report.fits:
-    return found + [('it would fit with', text) for text in report.suggestions]
+    remedies = [str(remedy) for remedy in report.suggestions] + ['more chips, with mesh.fsdp or mesh.context raised']
+    found += [('it would fit with' if i == 0 else '  or', text) for i, text in enumerate(remedies)]
+  if report.arguments is None:
+    return found
   found.append(('  arguments, temporaries', f'{report.arguments / GIB:.1f} + {report.temporaries / GIB:.1f} GiB'))
   if report.host:
     found.append(('  offloaded to the host', f'{report.host / GIB:.1f} GiB'))
@@ -30,13 +33,18 @@ def lines(report: Report) -> list[tuple[str, str]]:
   found.append(('FLOPs of a chip, executed', _flops(report.executed_flops)
                 + (f': {report.waste:.2f} x the model\'s' if report.waste else '')))
   found.append(('compute at the chip\'s peak', f'{report.compute_seconds:.3g} s'))
-  found.append(('compute by estimated cycles', f'{sum(report.estimated_seconds.values()):.3g} s ('
-                + ', '.join(f'{name} {seconds:.3g}' for name, seconds in report.estimated_seconds.items()) + ')'))
+  if report.estimated_seconds:
+    own = {kind: seconds for kind, seconds in report.estimated_seconds.items() if kind != 'collectives'}
+    found.append(('compute by estimated cycles', f'{sum(own.values()):.3g} s ('
+                  + ', '.join(f'{kind} {seconds:.3g}' for kind, seconds in own.items()) + ')'))
   found.append(('sent over one link', f'{report.link_seconds:.3g} s: {report.link_seconds / report.compute_seconds:.2f}'
                 ' x the compute at the peak'))
-  found += [(f'  {name}', f'{size / 1e9:.3g} GB') for name, size in report.collectives.items() if size > 1e6]
+  found += [(f'  {t.axes} {t.kind}', f'{t.sent / 1e9:.3g} GB'
+             + (f', {t.across / 1e9:.3g} of them over the network' if t.across else '') + f': {t.seconds:.3g} s')
+            for t in report.traffic if t.sent > 1e6]
   if report.mfu_bound:
-    found.append(('MFU is at most', f'{report.mfu_bound:.1%}; by estimated cycles {report.mfu_estimated:.1%}'))
+    estimated = f'; by estimated cycles {report.mfu_estimated:.1%}' if report.mfu_estimated else ''
+    found.append(('MFU is at most', f'{report.mfu_bound:.1%}{estimated}'))
   return found
 
 

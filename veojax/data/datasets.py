@@ -203,7 +203,14 @@ class Dataset:
 
   def text(self, i: int) -> str:
     """The caption of clip number i, without decoding the clip."""
-    return _codec()[0].deserialize_example_np(self._record(self._check(i)))['text'].decode()
+    return self._field(i, 'text')
+
+  def id(self, i: int) -> str:
+    """The name of clip number i: of a folder of media its file."""
+    return self._field(i, 'id')
+
+  def _field(self, i, name) -> str:
+    return _codec()[0].deserialize_example_np(self._record(self._check(i)))[name].decode()
 
   def _check(self, i) -> int:
     i = i.__index__()

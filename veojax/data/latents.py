@@ -18,6 +18,7 @@ import threading
 import numpy as np
 import tensorstore as ts
 
+from veojax import files
 from veojax.data.packing import LatentClip, Still
 from veojax.data.pipeline import Lengths
 
@@ -31,7 +32,7 @@ class LatentCache:
 
   def __init__(self, path: str, record: dict):
     self.path, self.record = path, record
-    with np.load(os.path.join(path, INDEX)) as index:
+    with files.reading(os.path.join(path, INDEX)) as copy, np.load(copy) as index:
       self.index = dict(index)
     self.lengths = Lengths(self.index['video_shape'], self.index['audio_length'])
     self._arrays, self._lock = {}, threading.Lock()
@@ -48,7 +49,7 @@ class LatentCache:
       raise ValueError(f'there are no latents at {path}; encode the data set into it first')
     check_codecs(path, record, video_hash, audio_hash)
     done = len(finished_parts(path))
-    if done < record['num_parts'] or not os.path.exists(os.path.join(path, INDEX)):
+    if done < record['num_parts'] or not (files.path(path) / INDEX).exists():
       raise ValueError(f'the latents at {path} are not finished: {done} of {record["num_parts"]} parts; encode again, '
                        'it goes on from there')
     return cls(path, record)
@@ -92,7 +93,7 @@ class LatentCache:
     with self._lock:
       if name not in self._arrays:
         self._arrays[name] = ts.open(
-            {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': os.path.join(self.path, name, '')}}, read=True,
+            {'driver': 'zarr3', 'kvstore': files.kvstore(os.path.join(self.path, name))}, read=True,
             recheck_cached_data=False, context=ts.Context({'cache_pool': {'total_bytes_limit': CACHE_BYTES}})).result()
       return self._arrays[name]
 
@@ -106,8 +107,7 @@ class LatentCache:
 def read_record(path: str) -> dict | None:
   """What the cache at `path` says of itself; None where there is none."""
   try:
-    with open(os.path.join(path, RECORD)) as f:
-      return json.load(f)
+    return json.loads((files.path(path) / RECORD).read_text())
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
@@ -128,6 +128,6 @@ def check_codecs(path: str, record: dict, video_hash: str, audio_hash: str):
 
 def finished_parts(path: str) -> set[int]:
   try:
-    return {int(name) for name in os.listdir(os.path.join(path, PARTS)) if name.isdigit()}
+    return {int(part.name) for part in (files.path(path) / PARTS).iterdir() if part.name.isdigit()}
   except FileNotFoundError:
     return set()

@@ -21,7 +21,7 @@ def orientation(frame) -> tuple[bool, bool, bool]:
   (ISO/IEC 14496-12, 6.2.2). Only quarter turns and mirrors are kept.
   """
   try:
-    matrix = next((bytes(item) for item in frame.side_data if item.type.name == 'DISPLAYMATRIX'), None)
+    matrix = frame.side_data.get('DISPLAYMATRIX')
   except ValueError:
     # PyAV refuses side data of kinds it does not know, as EXIF of photos; it still gives the angle, though no mirror.
     turns = round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # quarters, counterclockwise

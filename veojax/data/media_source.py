@@ -22,6 +22,8 @@ ANIMATIONS = ('gif', 'apng', 'webp_anim')
 MAX_TOLD_FPS = 130  # a header that claims more means the ticks of its clock
 MAX_BYTES = 8 << 30  # of one decoded clip
 MAX_LEAP = 600.0  # seconds from one frame to the next; beyond it a time stamp is more likely damaged than true
+# Tags of any bytes are read, which PyAV does by itself from version 19 on.
+ANY_TAGS = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
 DAMAGED_SHARE = 0.05  # of packets that the decoder may refuse before the file counts as corrupt
 
 
@@ -185,8 +187,7 @@ def opened(source, threads: int = 0) -> Iterator[Source]:
       raise MediaError(f'{name}: truncated: it holds {size} of {told + 8} bytes')
     options = {'format_whitelist': ','.join(DEMUXERS), 'protocol_whitelist': ''}
     try:
-      with av.open(_Reader(file), options=options, buffer_size=1 << 17, metadata_errors='replace',
-                   io_open=_refuse) as container:
+      with av.open(_Reader(file), options=options, buffer_size=1 << 17, io_open=_refuse, **ANY_TAGS) as container:
         yield Source(name, container, size, threads)
     except MediaError:
       raise

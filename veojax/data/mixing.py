@@ -47,15 +47,16 @@ class JoinedLatents:
     return self.ends[-1]
 
   def __getitem__(self, clip: int) -> LatentClip:
-    source, clip = self._place(clip)
-    return source[clip]
+    source, clip = self.place(clip)
+    return self.sources[source][clip]
 
   def text(self, clip: int) -> str:
-    source, clip = self._place(clip)
-    return source.text(clip)
+    source, clip = self.place(clip)
+    return self.sources[source].text(clip)
 
-  def _place(self, clip):
+  def place(self, clip: int) -> tuple[int, int]:
+    """(number of its source, number in it) of a clip."""
     if not 0 <= clip < len(self):
       raise IndexError(f'clip {clip} of {len(self)}')
     i = bisect.bisect_right(self.ends, clip)
-    return self.sources[i], clip - (self.ends[i - 1] if i else 0)
+    return i, clip - (self.ends[i - 1] if i else 0)

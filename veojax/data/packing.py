@@ -11,6 +11,8 @@ bottom, left to right); padding is at the end. Positions are the centres, and ex
   still                     the cells of one frame, encoded alone, at the instant that it shows.
   text                      position 0, extent 0.
 
+A window from within a clip (`first`, `first_sound`) begins at its own time 0, the instant before its first cell.
+
 So what is shown has one place at every frame rate and resolution: at twice the rate two cells share what one covers
 now, at twice the size four. A still image is an instant.
 
@@ -87,12 +89,19 @@ class LatentClip(NamedTuple):
   audio_given: np.ndarray | None = None  # bool[n]
   stills: tuple[Still, ...] = ()
   frame_levels: bool = False  # every latent frame has a noise level of its own (diffusion forcing)
+  first: int = 0        # numbers, in the whole clip, of the first latent frame and the first sound latent: above 0 in a
+  first_sound: int = 0  # window from within a clip
 
   @property
   def num_tokens(self) -> int:
     picture = math.prod(self.video.shape[:3]) if self.video is not None else 0
     stills = sum(math.prod(still.latent.shape[:2]) for still in self.stills)
     return len(self.text_ids) + (len(self.audio) if self.audio is not None else 0) + stills + picture
+
+  @property
+  def start(self) -> float:
+    """Seconds of the whole clip before this window."""
+    return (self.first - 1) * self.temporal_compression / self.fps if self.first else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,18 +244,37 @@ def _place_media(row, at, segment, clip, groups) -> int:
   geometry = (clip.fps, clip.height, clip.width, clip.temporal_compression, clip.spatial_compression)
   if clip.audio is not None:
     position, extent = audio_geometry(len(clip.audio), clip.latent_rate, clip.height, clip.width)
-    beside = np.clip(np.ceil(position[:, 0] * clip.fps / clip.temporal_compression), 0, frames.max())
+    position = position + np.array([clip.first_sound / clip.latent_rate - clip.start, 0, 0], np.float32)
+    beside = np.clip(sound_frames(clip, len(clip.audio)) - clip.first, 0, frames.max())
     at = _place(row, at, segment, AUDIO, position, extent, clip.audio,
-                groups.of(segment, AUDIO, clip.audio_given, beside.astype(int), levels))
+                groups.of(segment, AUDIO, clip.audio_given, beside, levels))
   for still in clip.stills:
     position, extent = video_geometry((1, *still.latent.shape[:2]), *geometry)
     at = _place(row, at, segment, VIDEO, position + np.array([still.time, 0, 0], np.float32), extent,
                 still.latent.reshape(-1, still.latent.shape[-1]), groups.given(segment, VIDEO))
   if clip.video is not None:
-    at = _place(row, at, segment, VIDEO, *video_geometry(clip.video.shape[:3], *geometry),
+    at = _place(row, at, segment, VIDEO, *video_geometry(clip.video.shape[:3], *geometry, clip.first > 0),
                 clip.video.reshape(-1, clip.video.shape[-1]),
                 groups.of(segment, VIDEO, clip.video_given, frames.ravel(), levels))
   return at
+
+
+def sound_frames(clip: LatentClip, length: int) -> np.ndarray:
+  """int[length]: the latent frame, counted in the whole clip, beside which each sound latent is heard."""
+  middle = (clip.first_sound + np.arange(length) + 0.5) / clip.latent_rate
+  return np.ceil(middle * clip.fps / clip.temporal_compression - 1e-9).astype(int)
+
+
+def window(clip: LatentClip, first: int, end: int) -> LatentClip:
+  """Latent frames first to end, counted in the whole clip, with the sound beside them; the last frame of what `clip`
+  holds keeps the sound after it too."""
+  last = clip.first + len(clip.video)
+  out = clip._replace(video=clip.video[first - clip.first:end - clip.first], first=first)
+  if clip.audio is None:
+    return out
+  beside = np.minimum(sound_frames(clip, len(clip.audio)), last - 1)
+  low, high = np.searchsorted(beside, [first, end])
+  return out._replace(audio=clip.audio[low:high], first_sound=clip.first_sound + int(low))
 
 
 class Groups:
@@ -297,10 +325,11 @@ def unpack(row: Tokens, segment: int, video_shape: tuple[int, int, int, int] | N
 
 @functools.lru_cache(64)
 def video_geometry(shape: tuple[int, int, int], fps: float, height: int, width: int, temporal_compression: int,
-                   spatial_compression: int) -> tuple[np.ndarray, np.ndarray]:
-  """(position, extent) of the cells of a picture, float32[t h w, 3] each: (seconds, y, x). height, width: pixels."""
+                   spatial_compression: int, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """(position, extent) of the cells of a picture, float32[t h w, 3] each: (seconds, y, x). height, width: pixels.
+  `within`: none of them is a clip's frame 0, an instant."""
   t, h, w = shape
-  end = temporal_compression * np.arange(t)
+  end = temporal_compression * (np.arange(t) + within)
   start = np.maximum(end - temporal_compression, 0)
   unit = math.sqrt(height * width)
   y = ((np.arange(h) + 0.5) * spatial_compression - height / 2) / unit

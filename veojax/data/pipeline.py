@@ -2,9 +2,9 @@
 
 A source answers `source[row]` for any row number from 0 on, as a pure function of its arguments and the row: which
 epoch a row lies in, the epoch's seeded shuffle, the crop and the dropped captions all follow from the number. Batch g
-of B rows, counted from row s, holds rows s + g B .. s + g B + B - 1, of which process p of P takes the p-th contiguous
-B / P. Threads, workers and processes only decide who computes a row, so training goes on exactly where it stopped with
-any number of them.
+of B rows, counted from row s, holds rows s + g B .. s + g B + B - 1, of which each process takes those at its
+positions. Threads, workers and processes only decide who computes a row, so training goes on exactly where it stopped
+with any number of them.
 """
 import functools
 import logging
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,6 +39,7 @@ class Source(Protocol):
   rows_per_epoch: int
 
   def __getitem__(self, row: int) -> Any: ...
+  def clips_of(self, row: int) -> list[int]: ...  # numbers of the clips in it
 
 
 class Lengths(NamedTuple):
@@ -62,6 +64,12 @@ def shuffled(seed: int, epoch: int, length: int) -> np.ndarray:
   return np.random.default_rng([seed, SHUFFLE, epoch]).permutation(length)
 
 
+def one_clip(clips: np.ndarray, seed: int, row: int) -> int:
+  """The clip in a row, where each row is one of `clips`."""
+  epoch, at = divmod(row, len(clips))
+  return int(clips[shuffled(seed, epoch, len(clips))[at]])
+
+
 class CropSource:
   """Random crops in time and space of the clips that have a picture: dict(video=uint8[num_frames, height, width, 3]).
 
@@ -79,9 +87,11 @@ class CropSource:
   def rows_per_epoch(self) -> int:
     return len(self.clips)
 
+  def clips_of(self, row: int) -> list[int]:
+    return [one_clip(self.clips, self.seed, row)]
+
   def __getitem__(self, row: int) -> dict:
-    epoch, at = divmod(row, len(self.clips))
-    video = self.dataset[int(self.clips[shuffled(self.seed, epoch, len(self.clips))[at]])].video
+    video = self.dataset[self.clips_of(row)[0]].video
     rng = np.random.default_rng([self.seed, CROP, row])
     for dim, size in enumerate(self.size):
       video = _window(video, dim, size, rng)
@@ -107,9 +117,11 @@ class SoundSource:
   def rows_per_epoch(self) -> int:
     return len(self.clips)
 
+  def clips_of(self, row: int) -> list[int]:
+    return [one_clip(self.clips, self.seed, row)]
+
   def __getitem__(self, row: int) -> dict:
-    epoch, at = divmod(row, len(self.clips))
-    audio = self.dataset[int(self.clips[shuffled(self.seed, epoch, len(self.clips))[at]])].audio
+    audio = self.dataset[self.clips_of(row)[0]].audio
     audio = _window(audio, 0, self.num_samples, np.random.default_rng([self.seed, CROP, row]))
     audio = mix(audio, self.channels)
     return {'audio': np.pad(audio, ((0, self.num_samples - len(audio)), (0, 0)))}
@@ -215,34 +227,32 @@ class RowSource:
 # Batches.
 
 
-def make_iterator(source: Source, start_row: int, batch_size: int, process_index: int = 0, process_count: int = 1,
+def make_iterator(source: Source, start_row: int, batch_size: int, positions: Sequence[int] | None = None,
                   num_threads: int = 8, num_workers: int = 0) -> 'Batches':
-  """This process's part of the batches from row start_row on, without end; batch_size counts the rows of all processes.
+  """This process's part of the batches from row start_row on, without end: the rows at `positions` of each batch of
+  batch_size, all by default.
 
   num_threads read; num_workers processes are worth their copying only where rows are decoded from compressed media, and
   then the source must be picklable. Both 0: everything in the caller's thread.
   """
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f'batch_size={batch_size} does not divide over {process_count} processes; make it a multiple')
-  if start_row < 0 or not 0 <= process_index < process_count:
-    raise ValueError(f'start_row={start_row}, process_index={process_index} of {process_count}: out of range')
-  return Batches(_Share(source, start_row, batch_size, process_index, process_count), num_threads, num_workers)
+  positions = list(range(batch_size) if positions is None else positions)
+  if start_row < 0 or not positions or not all(0 <= position < batch_size for position in positions):
+    raise ValueError(f'start_row={start_row}, positions={positions} of batch_size={batch_size}: out of range')
+  return Batches(_Share(source, start_row, batch_size, positions), num_threads, num_workers)
 
 
 class _Share:
   """The rows of one process, numbered from 0, as Grain's source."""
 
-  def __init__(self, source, start_row, batch_size, process_index, process_count):
-    self.source, self.start_row, self.batch_size = source, start_row, batch_size
-    self.mine = batch_size // process_count
-    self.first = start_row + process_index * self.mine
+  def __init__(self, source, start_row, batch_size, positions):
+    self.source, self.start_row, self.batch_size, self.positions = source, start_row, batch_size, positions
 
   def __len__(self):
     return MAX_ROWS
 
   def __getitem__(self, i: int):
-    batch, at = divmod(i, self.mine)
-    return self.source[self.first + batch * self.batch_size + at]
+    batch, at = divmod(i, len(self.positions))
+    return self.source[self.start_row + batch * self.batch_size + self.positions[at]]
 
 
 class Batches:
@@ -251,15 +261,16 @@ class Batches:
   def __init__(self, share: _Share, num_threads: int, num_workers: int):
     import grain  # slow to import
     self._share, self.next_row = share, share.start_row
-    buffer = max(num_threads, 2 * share.mine) if num_threads else 0
+    mine = len(share.positions)
+    buffer = max(num_threads, 2 * mine) if num_threads else 0
     rows = grain.MapDataset.source(share).to_iter_dataset(grain.ReadOptions(num_threads, buffer))
     if num_workers:
       _parse_absl_flags()
       # Whole rows are dealt out to the workers in turn and batched here: batched there, each worker would put together
       # batches of its own rows, and the number of workers would decide which rows meet.
-      rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers, max(1, 2 * share.mine // num_workers)),
+      rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers, max(1, 2 * mine // num_workers)),
                              worker_init_fn=_start_worker)
-    self._open = [iter(rows.batch(share.mine, batch_fn=stack))]
+    self._open = [iter(rows.batch(mine, batch_fn=stack))]
     # Also when it is dropped or the program ends without closing it: later, Grain's own clean-up would fail noisily.
     self._finish = weakref.finalize(self, _close, self._open)
 

@@ -7,7 +7,6 @@ prepare.json, written last, marks the output as finished. A file that cannot be 
 """
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import time

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from veojax.data import packing
 from veojax.data.packing import LatentClip
 
 
@@ -25,6 +26,8 @@ class TaskConfig:
   soundtrack   the picture is given
   picture      the sound is given
   forcing      nothing is given, and every latent frame has a noise level of its own (Chen et al. 2024)
+  stream       a window from within the clip, of which a beginning may be given, and every later latent frame has a
+               noise level of its own: what `generation.stream` asks for
   """
   generate: float = 1.0
   image: float = 0.0
@@ -38,6 +41,7 @@ class TaskConfig:
   soundtrack: float = 0.0
   picture: float = 0.0
   forcing: float = 0.0
+  stream: float = 0.0
 
   def __post_init__(self):
     for name, weight in vars(self).items():
@@ -110,6 +114,14 @@ def _inpaint(clip, plain, rng):
   return plain._replace(video_given=given & ~given.all())
 
 
+def _stream(clip, plain, rng):
+  first, end = sorted(rng.choice(len(clip.video) + 1, 2, replace=False).tolist())
+  window = packing.window(plain, first, end)
+  frames = int(rng.integers(end - first))
+  heard = None if window.audio is None else packing.sound_frames(window, len(window.audio)) < first + frames
+  return window._replace(video_given=_frames(window, frames), audio_given=heard, frame_levels=True)
+
+
 def _frames(clip, count):
   given = np.zeros(clip.video.shape[:3], bool)
   given[:count] = True
@@ -135,4 +147,5 @@ DRAW = {
     'soundtrack': (_both, lambda clip, plain, rng: plain._replace(video_given=_everything(clip.video))),
     'picture': (_both, lambda clip, plain, rng: plain._replace(audio_given=_everything(clip.audio))),
     'forcing': (_moves, lambda clip, plain, rng: plain._replace(frame_levels=True)),
+    'stream': (_moves, _stream),
 }

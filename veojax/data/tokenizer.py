@@ -1,17 +1,19 @@
 """Captions to integers: sentencepiece, trained on the captions of a data set or given as a `.model` file.
 
 A trained model has 0 padding, 1 unknown, 2 beginning, 3 end, and a token for every byte, so no text of any script is
-out of its vocabulary (Kudo & Richardson 2018, with byte fallback). A given model keeps its own ids; a special token
+out of its vocabulary. Its pieces are those of byte pair encoding (Sennrich et al. 2016), which makes a frequent word one
+piece however few different words there are; sentencepiece's unigram models want a piece to be part of several words. A given model keeps its own ids; a special token
 that it lacks is left out (T5's has no beginning).
 """
 import io
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Iterable
 
 import sentencepiece
+
+from veojax import files
 
 SENTENCE_CHARS = 4096      # longer captions teach the trainer nothing new and cost it quadratic time
 SENTENCES = 500_000
@@ -31,10 +33,8 @@ class Tokenizer:
   @classmethod
   def load(cls, path) -> 'Tokenizer':
     """The tokenizer in the file `path`; ValueError when it is missing or is no sentencepiece model."""
-    path = os.fspath(path)
     try:
-      with open(path, 'rb') as file:
-        return cls(file.read())
+      return cls(files.path(path).read_bytes())
     except OSError as error:
       raise ValueError(f'{path}: {error.strerror}; give the path of a sentencepiece .model file') from None
     except RuntimeError:
@@ -52,7 +52,7 @@ class Tokenizer:
     model = io.BytesIO()
     try:
       sentencepiece.SentencePieceTrainer.train(
-          sentence_iterator=itertools.chain([first], lines), model_writer=model, vocab_size=vocab_size,
+          sentence_iterator=itertools.chain([first], lines), model_writer=model, vocab_size=vocab_size, model_type='bpe',
           hard_vocab_limit=False, byte_fallback=True, pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
           num_threads=1, max_sentence_length=16 * SENTENCE_CHARS)
     except RuntimeError as error:
@@ -60,11 +60,13 @@ class Tokenizer:
         raise
       raise ValueError(f'vocab_size={vocab_size} is smaller than the number of different characters in the captions; '
                        'give a larger one') from None
-    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'
-    with open(temporary, 'wb') as file:
-      file.write(model.getvalue())
-    os.replace(temporary, path)
-    return cls(model.getvalue())
+    tokenizer = cls(model.getvalue())
+    tokenizer.save(path)
+    return tokenizer
+
+  def save(self, path):
+    """Writes the `.model` file."""
+    files.write(path, self._model)
 
   @property
   def vocab_size(self) -> int:

@@ -1,13 +1,19 @@
-"""Guidance: two predictions, with the condition and without, made into one.
+"""Guidance: predictions with the condition and without it, or without several conditions in turn, made into one.
 
 The prediction without the condition may be of an empty prompt, of a negative prompt, or of a sound without its picture;
-the formulas do not mind. They act on raw predictions (eps, x0, v, flow, edm): at a given x and t all of these are
-affine in each other with the same coefficients for both, so classifier-free guidance means the same on each. Rescaling
-does not, and is meant for v and flow.
+the formulas do not mind. Several conditions, each with a scale of its own, add up as in LTX-2 (HaCohen et al. 2026):
+
+  cond + sum_i (scale_i - 1) (cond - without_i),
+
+for one of them Ho & Salimans 2022, eq. 6.
+
+They act on raw predictions (eps, x0, v, flow, edm): at a given x and t all of these are affine in each other with the
+same coefficients for both, so classifier-free guidance means the same on each. Rescaling does not, and is meant for v
+and flow.
 
 A scale is a number or an array that broadcasts against the prediction, so picture and sound may each have their own.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +48,19 @@ def _variance(x: Array, group: Int[Array, 'b l'] | None, num_groups: int, where:
   x = x.astype(jnp.float32)
   if group is None:
     return jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True, where=where)
-  # One-hot products rather than scatters: they keep the rows' layout under an explicit mesh.
+  # One-hot sums rather than scatters or products: they keep their layout under an explicit mesh, tokens split or not.
   member_BLG = jax.nn.one_hot(group, num_groups, dtype=jnp.float32)
   kept_BLC = jnp.ones_like(x) if where is None else jnp.broadcast_to(where, x.shape).astype(jnp.float32)
-  count_BG = jnp.maximum(jnp.einsum('blg,blc->bg', member_BLG, kept_BLC), 1)
+
+  def sum_of_groups(value_BLC):
+    return jnp.sum(member_BLG * jnp.sum(value_BLC, -1, keepdims=True), 1)
 
   def spread_to_tokens(value_BG):
     return jnp.einsum('blg,bg->bl', member_BLG, value_BG)[:, :, None]
-  mean_BG = jnp.einsum('blg,blc->bg', member_BLG, kept_BLC * x) / count_BG
+  count_BG = jnp.maximum(sum_of_groups(kept_BLC), 1)
+  mean_BG = sum_of_groups(kept_BLC * x) / count_BG
   away_BLC = kept_BLC * jnp.square(x - spread_to_tokens(mean_BG))
-  return spread_to_tokens(jnp.einsum('blg,blc->bg', member_BLG, away_BLC) / count_BG)
+  return spread_to_tokens(sum_of_groups(away_BLC) / count_BG)
 
 
 def rescale(guided: Float[Array, '*s'], cond: Float[Array, '*s'], amount: float, *,
@@ -70,22 +79,34 @@ def rescale(guided: Float[Array, '*s'], cond: Float[Array, '*s'], amount: float,
   return (guided * (amount * ratio + (1 - amount))).astype(guided.dtype)
 
 
-def _combine(cond, uncond, t, scale, amount, bounds, statistics):
-  out = classifier_free(cond, uncond, scale if bounds is None else interval(scale, t, bounds))
-  return rescale(out, cond, amount, **statistics) if amount else out
+def guided_by(evaluate: Callable[[Array, Array], Sequence[Array]], scales: Sequence[Scale], rescale: float = 0.0,
+              interval: tuple[float, float] | None = None, *, group: Int[Array, 'b l'] | None = None,
+              num_groups: int = 1, where: Bool[Array, '...'] | None = None) -> Denoise:
+  """A `denoise` with guidance, for the samplers. evaluate(x, t) gives the prediction with all conditions and, for each
+  of the scales, the one without that condition; `rescale` is the amount, `interval` the bounds of the functions above.
+  """
+  amount, bounds = rescale, interval
+
+  def denoise(x: Array, t: Array) -> Array:
+    cond, *others = evaluate(x, t)
+    out = cond
+    for other, scale in zip(others, scales, strict=True):
+      out = out + (_within(scale, t, bounds) - 1) * (cond - other)
+    return _rescaled(out.astype(cond.dtype), cond, amount, group=group, num_groups=num_groups, where=where)
+  return denoise
 
 
 def guided(denoise_cond: Denoise, denoise_uncond: Denoise, scale: Scale = 1.0, rescale: float = 0.0,
-           interval: tuple[float, float] | None = None, *, group: Int[Array, 'b l'] | None = None, num_groups: int = 1,
-           where: Bool[Array, '...'] | None = None) -> Denoise:
-  """A `denoise` with guidance, for the samplers; `rescale` is the amount, `interval` the bounds of the functions above.
-
-  With the number 1 as scale it is denoise_cond itself, and denoise_uncond is never called.
-  """
+           interval: tuple[float, float] | None = None, **statistics) -> Denoise:
+  """`guided_by` one condition: with the number 1 as scale denoise_cond itself, and denoise_uncond is never called."""
   if isinstance(scale, (int, float)) and scale == 1:
     return denoise_cond
-  statistics = dict(group=group, num_groups=num_groups, where=where)
+  return guided_by(lambda x, t: (denoise_cond(x, t), denoise_uncond(x, t)), (scale,), rescale, interval, **statistics)
 
-  def denoise(x: Array, t: Array) -> Array:
-    return _combine(denoise_cond(x, t), denoise_uncond(x, t), t, scale, rescale, interval, statistics)
-  return denoise
+
+def _within(scale, t, bounds):
+  return scale if bounds is None else interval(scale, t, bounds)
+
+
+def _rescaled(out, cond, amount, **statistics):
+  return rescale(out, cond, amount, **statistics) if amount else out

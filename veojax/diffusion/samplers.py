@@ -7,7 +7,8 @@ All have one signature, sampler(denoise, x, levels, *, process, prediction, key)
   levels      float[steps + 1, ...], the steps first, as a rule from 1 (noise) down to 0 (data). What follows the steps
               is nothing, or has x's rank and broadcasts against it: with x[B, L, C], levels[steps + 1, B, L, 1] gives
               every token a schedule of its own. t = levels[i] has the shape that follows.
-  key         for fresh noise; only the stochastic samplers need one
+  key         for fresh noise; only the stochastic samplers need one. One key for each row of x, key[B], gives every row
+              the noise that it would have alone
 
 A token whose level stays between two steps stays, bit for bit; so one whose levels are all 0 is given. The level may
 also rise with ddim (eta = 0), euler and heun, which then run the probability flow from data to noise (inversion).
@@ -124,8 +125,16 @@ def _check(x, levels, process, prediction, key, *, stochastic=False, reversible=
                      'ddim with eta=0, euler and heun go both ways')
 
 
+def _fresh_noise(key: Key[Array, '*k'], i: Array, x: Array) -> Array:
+  """Normal noise like x for step i, from one key or from one for each row of x."""
+  if key.ndim:
+    return jax.vmap(lambda key, x: _fresh_noise(key, i, x))(key, x)
+  # Without a sharding of its own, noise under an explicit mesh would be drawn whole on every device.
+  return jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype, out_sharding=jax.typeof(x).sharding)
+
+
 def _scan(move: Callable, denoise: Denoise, x: Array, levels: Array, process: Process, prediction: str,
-          key: Key[Array, ''] | None = None, memory: Array | tuple = ()) -> Array:
+          key: Key[Array, '*k'] | None = None, memory: Array | tuple = ()) -> Array:
   """Runs move(x, estimate, t, s, noise, memory, look) -> (x, memory) over the levels, holding what stays at its level.
 
   look(x) is the estimate at x on the next level, for those that evaluate there too.
@@ -141,8 +150,7 @@ def _scan(move: Callable, denoise: Denoise, x: Array, levels: Array, process: Pr
       return jnp.where(t == s, x, moved.astype(x.dtype))
     noise = 0.0
     if key is not None:
-      # Without a sharding of its own, noise under an explicit mesh would be drawn whole on every device.
-      noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype, out_sharding=jax.typeof(x).sharding)
+      noise = _fresh_noise(key, i, x)
     moved, memory = move(x, estimate(x, t, marginal_t), marginal_t, marginal_s, noise, memory,
                          lambda y: estimate(hold(y), s, marginal_s))
     return (hold(moved), memory), None
@@ -154,7 +162,7 @@ def _scan(move: Callable, denoise: Denoise, x: Array, levels: Array, process: Pr
 
 
 def ddim(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d'], *, process: Process,
-         prediction: str, key: Key[Array, ''] | None = None, eta: float = 0.0) -> Float[Array, '*s']:
+         prediction: str, key: Key[Array, '*k'] | None = None, eta: float = 0.0) -> Float[Array, '*s']:
   """Song et al. 2020: eta = 0 is deterministic and of first order, eta = 1 is ddpm."""
   if not 0 <= eta <= 1:
     raise ValueError(f'eta is {eta}; give 0 (deterministic) to 1 (ancestral)')
@@ -166,7 +174,7 @@ def ddim(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d
 
 
 def ddpm(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d'], *, process: Process,
-         prediction: str, key: Key[Array, ''] | None = None) -> Float[Array, '*s']:
+         prediction: str, key: Key[Array, '*k'] | None = None) -> Float[Array, '*s']:
   """Ancestral sampling, Ho et al. 2020, algorithm 2."""
   _check(x, levels, process, prediction, key, stochastic=True)
 
@@ -176,7 +184,7 @@ def ddpm(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d
 
 
 def euler(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d'], *, process: Process,
-          prediction: str, key: Key[Array, ''] | None = None) -> Float[Array, '*s']:
+          prediction: str, key: Key[Array, '*k'] | None = None) -> Float[Array, '*s']:
   """Euler's method for the probability flow; of first order, one evaluation a step."""
   _check(x, levels, process, prediction, key, reversible=True)
 
@@ -186,7 +194,7 @@ def euler(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *
 
 
 def heun(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d'], *, process: Process,
-         prediction: str, key: Key[Array, ''] | None = None) -> Float[Array, '*s']:
+         prediction: str, key: Key[Array, '*k'] | None = None) -> Float[Array, '*s']:
   """Heun's method, Karras et al. 2022, algorithm 1 without its churn; of second order, two evaluations a step."""
   _check(x, levels, process, prediction, key, reversible=True)
 
@@ -196,7 +204,7 @@ def heun(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d
 
 
 def dpmpp_2m(denoise: Denoise, x: Float[Array, '*s'], levels: Float[Array, 'steps *d'], *, process: Process,
-             prediction: str, key: Key[Array, ''] | None = None) -> Float[Array, '*s']:
+             prediction: str, key: Key[Array, '*k'] | None = None) -> Float[Array, '*s']:
   """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; of second order, one evaluation a step."""
   _check(x, levels, process, prediction, key)
 

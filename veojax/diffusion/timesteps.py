@@ -95,6 +95,14 @@ def levels(num_steps: int, shift: float | int | Float[Array, '*d'] | Float[np.nd
   return jnp.asarray(_shift(t, s), jnp.result_type(float))
 
 
+def rolling(levels: Float[Array, 'steps *d'], age: Int[Array, '*d'] | Int[np.ndarray, '*d'],
+            stride: int) -> Float[Array, 'stride *d']:
+  """Of a schedule the stride + 1 levels of this turn, for tokens that began `age` turns ago: all make `stride` steps a
+  turn. They rest at the first level before they begin (age < 0), and at the last one once they are done."""
+  at = age[None] * stride + jnp.expand_dims(jnp.arange(stride + 1), range(1, age.ndim + 1))
+  return jnp.take_along_axis(levels, jnp.clip(at, 0, levels.shape[0] - 1), 0)
+
+
 def stretch(levels: Float[Array, 'steps *d'], terminal: float) -> Float[Array, 'steps *d']:
   """Levels scaled away from 1 so that the last but one is `terminal`; 1 and 0 stay (LTX-Video's stretch, .1 there)."""
   if not 0 < terminal < 1:

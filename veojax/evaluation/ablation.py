@@ -27,6 +27,7 @@ VARIANTS = {  # keys of the config that differ from it
     'flow, AdamW': {'optimizer': {'kind': 'adamw', 'learning_rate': 2e-3}},
     'flow, uniform timesteps': {'loss': {'timesteps': 'uniform'}},
     'flow, shift 2': {'loss': {'video_shift': 2.0}},
+    'flow, tokens of 2x2 latents': {'video_patch': 2, 'dit': {'video_channels': 64}, 'pack': {'row_tokens': 128}},
 }
 BATCH = 8
 
@@ -36,8 +37,12 @@ def variant(name: str, data: str, num_steps: int):
   tree = run.read_config(CONFIG).unlock()
   tree.data, tree.loop.num_steps = data, num_steps
   for part, values in VARIANTS[name].items():
-    tree[part] = {**tree.get(part, {}), **values}
+    tree[part] = {**tree.get(part, {}), **values} if isinstance(values, dict) else values
   return run.build(tree)
+
+
+def folder_of(name: str) -> str:
+  return name.replace(',', '').replace(' ', '_')
 
 
 def scores(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
@@ -50,20 +55,21 @@ def scores(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
 
 
 def main(data: str, output: str, *options: str):
-  from veojax import cli
-  cli.keep_memory()
-  cli.enable_compilation_cache()
-  given = cli.options(list(options))
+  from veojax import arguments, host
+  host.keep_memory()
+  host.enable_compilation_cache()
+  given = arguments.parse(list(options))
   dataset, out = heldout.split(data), pathlib.Path(output)
   texts = [dataset.text(i) for i in range(min(len(dataset), int(given.get('num_clips', 48))))]
   names = tuple(given.get('variants', VARIANTS))
   first, results = None, {}
   for name in names:
-    folder = out / name.replace(',', '').replace(' ', '_')
-    if first is not None and not (folder / 'latents').exists():
-      shutil.copytree(first / 'latents', folder / 'latents')  # the same codecs
-    first = first or folder
-    run.train(variant(name, data, int(given.get('num_steps', 300))), folder)
+    folder = out / folder_of(name)
+    config = variant(name, data, int(given.get('num_steps', 300)))
+    if first is not None and config.video_patch == first.video_patch and not (folder / 'latents').exists():
+      shutil.copytree(out / folder_of(names[0]) / 'latents', folder / 'latents')  # the same codecs
+    first = first or config
+    run.train(config, folder)
     own, compared = scores(folder, texts)
     reference = own if not results else np.array(results[names[0]]['each'])
     low, high = round_trip.interval(own - reference)

@@ -60,10 +60,10 @@ def measure(codec, clips) -> dict:
 
 
 def main(data: str, output: str, *options: str):
-  from veojax import cli
-  cli.keep_memory()
-  cli.enable_compilation_cache()
-  given = cli.options(list(options))
+  from veojax import arguments, host
+  host.keep_memory()
+  host.enable_compilation_cache()
+  given = arguments.parse(list(options))
   out = pathlib.Path(output)
   dataset = heldout.split(data)
   clips = [dataset[i] for i in range(min(len(dataset), int(given.get('num_clips', 64))))]

@@ -1,5 +1,6 @@
 """Self-contained HTML pages: clips with sound, pictures, plots and tables in one file that opens anywhere."""
 import base64
+import dataclasses
 import html
 import os
 import pathlib
@@ -21,7 +22,24 @@ table { border-collapse: collapse } td, th { text-align: left; padding: .3rem 1.
   border-bottom: 1px solid var(--line) }
 pre { background: color-mix(in srgb, currentColor 7%, transparent); padding: .8rem; border-radius: .4rem;
   overflow-x: auto }
+.wide { overflow-x: auto }
+table.sortable { font-size: .85rem; font-variant-numeric: tabular-nums } table.sortable td { padding-right: .9rem }
+table.sortable td[data-value] { white-space: nowrap }
+table.sortable th { cursor: pointer; white-space: nowrap } table.sortable th::after { content: ' ↕'; opacity: .35 }
+td.best { font-weight: 650 } td.worse { opacity: .55 }
 img.plot { max-width: 100%; background: white; border-radius: .4rem }
+'''
+SORTING = '''
+document.querySelectorAll('table.sortable').forEach(table => table.querySelectorAll('th').forEach((head, column) => {
+  let way = 1
+  head.onclick = () => {
+    const key = row => { const cell = row.cells[column], n = cell.dataset.value
+      return n === undefined ? cell.textContent : n === '' ? Infinity * way : Number(n) }
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const x = key(a), y = key(b)
+      return way * (x < y ? -1 : x > y ? 1 : 0) })
+    way = -way
+    table.tBodies[0].append(...rows) } }))
 '''
 
 
@@ -45,6 +63,20 @@ class Page:
     line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
     self.parts.append('<table>' + line('th', header) + ''.join(line('td', row) for row in rows) + '</table>')
 
+  def sortable(self, header: list[str], rows: list[list]):
+    """A table whose rows a click on a heading sorts. A cell is a text, or (text, number to sort by or None), or these
+    two and a class: 'best' or 'worse'."""
+    def shown(cell):
+      if not isinstance(cell, tuple):
+        return f'<td>{html.escape(str(cell))}</td>'
+      text, value, *kind = cell
+      number = '' if value is None else repr(float(value))
+      return f'<td data-value="{number}" class="{html.escape(" ".join(kind))}">{html.escape(text)}</td>'
+    head = ''.join(f'<th>{html.escape(h)}</th>' for h in header)
+    body = ''.join(f'<tr>{"".join(map(shown, row))}</tr>' for row in rows)
+    self.parts.append(f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+                      '</table></div>')
+
   def plot(self, figure):
     self.parts.append(f'<img class="plot" alt="plot" src="{data_url(export.figure_png(figure))}">')
 
@@ -66,8 +98,19 @@ class Page:
     partial.write_text('<!doctype html><html lang="en"><head><meta charset="utf-8">'
                        f'<title>{html.escape(self.title)}</title>'
                        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-                       + '\n'.join(self.parts) + '</body></html>', encoding='utf-8')
+                       + '\n'.join(self.parts) + f'<script>{SORTING}</script></body></html>', encoding='utf-8')
     os.replace(partial, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A page on disk; in a notebook it shows itself."""
+  path: str | os.PathLike
+  height: int = 800  # of its frame, in pixels
+
+  def _repr_html_(self):
+    text = html.escape(pathlib.Path(self.path).read_text(encoding='utf-8'), quote=True)
+    return f'<iframe srcdoc="{text}" width="100%" height="{self.height}" style="border: 0"></iframe>'
 
 
 def data_url(png: bytes) -> str:

@@ -12,7 +12,7 @@ import time
 
 from rich import console, progress
 
-from veojax import cli
+from veojax import host
 from veojax.evaluation import page, round_trip, world_score
 from veojax.generation import model as models
 from veojax.training import distortion, heldout, journal
@@ -35,7 +35,7 @@ veojax train --config configs/clips.py --workdir runs/clips --config.data=data/c
 
 def main(run: str, data: str, folder: str):
   run, out = pathlib.Path(run), pathlib.Path(folder)
-  cli.enable_compilation_cache()
+  host.enable_compilation_cache()
   model = models.load(run)
   dataset = heldout.split(data)
   texts = [dataset.text(i) for i in range(min(NUM_CLIPS, len(dataset)))]

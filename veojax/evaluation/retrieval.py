@@ -87,15 +87,15 @@ def learned(pixels: np.ndarray, sound: np.ndarray) -> np.ndarray:
 
 
 def main(run: str, data: str, *options: str):
-  from veojax import cli
-  cli.enable_compilation_cache()
+  from veojax import arguments, host
+  host.enable_compilation_cache()
   model, dataset = models.load(run), datasets.open_dataset(data)
   real = [dataset[i] for i in range(len(dataset))]
   real = [clip for clip in real if clip.video is not None]
   captions = sorted({clip.text for clip in real})
   clips = []
   for start in progress.track(range(0, len(captions), 4), 'generating'):
-    clips += model.generate(captions[start:start + 4], **cli.options(list(options)))
+    clips += model.generate(captions[start:start + 4], **arguments.parse(list(options)))
   pixels, sound = distances(clips, captions, real)
   out = console.Console(width=8 + 6 * len(captions))
   for name, matrix in (('pixels', pixels), ('sound', sound)):

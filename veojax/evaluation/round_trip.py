@@ -20,7 +20,7 @@ from veojax.models.picture_codec import PictureCodec
 from veojax.training import distortion, heldout
 from veojax.types import Clip
 
-ERRORS = ('pos_err', 'vel_err', 'g_err')  # everything else of `world_laws.measure` but bias_ms lies in [0, 1]
+ERRORS = ('pos_err', 'vel_err', 'g_err')  # all else of `world_laws.measure` but delays lies in [0, 1]
 NEAR = .05                                # seconds within which an onset of the truth is looked for again
 SAME = .01                                # seconds within which an onset is that of a recorded impact
 
@@ -46,7 +46,7 @@ def sounds(clips: list[Clip], made: list[Clip]) -> list[tuple[np.ndarray, np.nda
 def scores(clip: Clip) -> dict[str, float]:
   """The laws of the clip's own record and the scores of its caption, by name; NaN where one is undefined."""
   laws = world_laws.measure(clip, clip.info)
-  laws.pop('bias_ms', None)
+  laws = {name: value for name, value in laws.items() if not name.endswith('_ms')}
   told = world_score.caption_score(clip, clip.text)
   return laws | {f'caption {name}': value for name, value in told.items()}
 
@@ -100,11 +100,11 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
 
 
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
-  from veojax import cli
-  cli.enable_compilation_cache()
+  from veojax import arguments, host
+  host.enable_compilation_cache()
   both = codecs.load(video_codec, 'video'), codecs.load(audio_codec, 'audio')
   dataset = heldout.split(data)
-  num = min(len(dataset), int(cli.options(list(options)).get('num_clips', 200)))
+  num = min(len(dataset), int(arguments.parse(list(options)).get('num_clips', 200)))
   clips = [dataset[i] for i in range(num)]
   made = [through(clip, *both) for clip in progress.track(clips, 'through the codecs')]
   result = measure(clips, made)

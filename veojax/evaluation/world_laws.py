@@ -6,11 +6,13 @@ undefined for a clip (no track in flight, no impact) is NaN: average with nanmea
 A visual impact is where two free flights meet: second differences that are not gravity flag frames; with p(t) before
 and after on parabolas of the same g, their mismatch is linear in t, so its least-squares zero is in closed form.
 """
+import dataclasses
+
 import numpy as np
 
 from veojax.data.captions import VISIBLE, screen
 from veojax.evaluation import sound_parser, world_parser
-from veojax.evaluation.world_parser import Parse
+from veojax.evaluation.world_parser import Parse, Track
 from veojax.types import Clip
 
 TOLERANCE = .05  # seconds, whatever the frame rate: one frame of a slow clip would forgive a late sound
@@ -34,58 +36,82 @@ def measure(clip: Clip, info: dict) -> dict[str, float]:
   result = {
     'count_constancy': float(np.mean(parse.counts[:frames] == due.sum(0))),
     'permanence': float(np.mean([(p | ~d).all() for p, d in zip(present, due)])),
-    'g_err': _gravity_error(parse, info['gravity']),
+    'g_err': gravity_error(parse, info['gravity']),
   }
-  result |= _errors_against(info, tracks, frames, parse.fps)
+  result |= dict(zip(('pos_err', 'vel_err'), map(_mean, errors(parse, info))))
   if clip.audio is not None:
     seen = visual_impacts(parse, info['gravity'])
     result |= synchrony(seen, sound_parser.onsets(clip.audio, clip.sample_rate))
   return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Impact:
+  """An impact of one object between two free flights: its time, place, and velocities before and after it."""
+  time: float
+  colour: str
+  place: np.ndarray
+  before: np.ndarray
+  after: np.ndarray
+
+
+def impacts(parse: Parse, gravity: float) -> list[Impact]:
+  """Of all tracks, in order of time."""
+  found = [i for track in parse.tracks.values() for i in _impacts_of(track, parse.fps, gravity)]
+  return sorted(found, key=lambda i: i.time)
+
+
 def visual_impacts(parse: Parse, gravity: float) -> np.ndarray:
   """Times float[N] of the impacts of all tracks that two free flights enclose, merged within 30 ms."""
+  return merged(impacts(parse, gravity))
+
+
+def merged(found: list[Impact]) -> np.ndarray:
   times = []
-  for track in parse.tracks.values():
-    times += _impacts_of(track.positions, parse.fps, gravity)
-  merged = []
-  for t in sorted(times):
-    if not merged or t - merged[-1] > MERGE:
-      merged.append(t)
-  return np.array(merged)
+  for impact in found:
+    if not times or impact.time - times[-1] > MERGE:
+      times.append(impact.time)
+  return np.array(times)
 
 
 def synchrony(seen: np.ndarray, heard: np.ndarray) -> dict[str, float]:
-  """f1, impact_has_sound, sound_has_impact and bias_ms of impacts float[N] and onsets float[M], in seconds."""
-  matches = len(_match(seen, heard, TOLERANCE))
-  delays = _match(seen, heard, .15)
+  """f1, impact_has_sound, sound_has_impact and bias_ms of impacts float[N] and onsets float[M], in seconds; offset_ms,
+  the mean size of the delays whose median is bias_ms."""
+  matches = len(match(seen, heard, TOLERANCE))
+  delays = [heard[j] - seen[i] for i, j in match(seen, heard, .15)]
   share = lambda total: matches / total if total else float('nan')
   return {
     'f1': share((len(seen) + len(heard)) / 2),
     'impact_has_sound': share(len(seen)),
     'sound_has_impact': share(len(heard)),
     'bias_ms': float(np.median(delays) * 1e3) if delays else float('nan'),
+    'offset_ms': float(np.mean(np.abs(delays)) * 1e3) if delays else float('nan'),
   }
 
 
-def _match(seen: np.ndarray, heard: np.ndarray, tolerance: float) -> list[float]:
-  """Delays of one-to-one matches, taken greedily by their size."""
-  delay = heard[None, :] - seen[:, None]
-  left, found = np.abs(delay), []
+def match(seen: np.ndarray, heard: np.ndarray, tolerance: float) -> list[tuple[int, int]]:
+  """(number in seen, number in heard) of one-to-one matches, taken greedily by their delay."""
+  left, found = np.abs(heard[None, :] - seen[:, None]), []
   while left.size and left.min() <= tolerance:
-    i, j = np.unravel_index(left.argmin(), left.shape)
-    found.append(float(delay[i, j]))
+    i, j = (int(n) for n in np.unravel_index(left.argmin(), left.shape))
+    found.append((i, j))
     left[i, :] = left[:, j] = np.inf
   return found
 
 
-def _impacts_of(p: np.ndarray, fps: float, gravity: float) -> list[float]:
-  """Impact times of one track float[T, 2], by runs of up to three flagged frames between two free flights."""
+def bends(track: Track, fps: float, gravity: float) -> np.ndarray:
+  """float[T]: how far the acceleration in a frame is from that of a free flight; above FLAG fps it is none. NaN at the
+  ends and beside missing frames."""
+  p = track.positions
   off = (p[2:] - 2 * p[1:-1] + p[:-2]) * fps**2 - (0, gravity)
-  # Entry k of the padded arrays belongs to frame k; at the ends and beside missing frames no flight is known.
-  size = np.concatenate([[np.nan], np.hypot(*off.T), [np.nan]])
+  return np.concatenate([[np.nan], np.hypot(*off.T), [np.nan]])[:len(p)]
+
+
+def _impacts_of(track: Track, fps: float, gravity: float) -> list[Impact]:
+  """Impacts of one track, by runs of up to three flagged frames between two free flights."""
+  p, size = track.positions, bends(track, fps, gravity)
   flagged, free = size > FLAG * fps, size <= FLAG * fps
-  times, k = [], 0
+  found, k = [], 0
   while k < len(size):
     end = k
     while end < len(size) and flagged[end]:
@@ -99,12 +125,16 @@ def _impacts_of(p: np.ndarray, fps: float, gravity: float) -> list[float]:
       # Mismatch at time t after `first`: p0 + v0 t + g t²/2 - (p1 + v1 (t - span) + g (t - span)²/2) = d + e t.
       d = p[first] - p[last] + after * span - np.array((0, gravity * span**2 / 2))
       e = before - after + np.array((0, gravity * span))
-      times.append(float(first / fps - d @ e / max(e @ e, 1e-12)))
+      since = -d @ e / max(e @ e, 1e-12)  # `first`
+      fall = np.array((0, gravity))
+      place = p[first] + before * since + fall * since**2 / 2
+      found.append(Impact(float(first / fps + since), track.colour, place, before + fall * since,
+                          after + fall * (since - span)))
     k = end + 1
-  return times
+  return found
 
 
-def _gravity_error(parse: Parse, gravity: float) -> float:
+def gravity_error(parse: Parse, gravity: float) -> float:
   """Error of the median vertical acceleration over frames in flight, per track, averaged; NaN without a flight."""
   errors = []
   for track in parse.tracks.values():
@@ -117,16 +147,22 @@ def _gravity_error(parse: Parse, gravity: float) -> float:
   return float(np.mean(errors)) if errors else float('nan')
 
 
-def _errors_against(info: dict, tracks: list, frames: int, fps: float) -> dict[str, float]:
-  """pos_err and vel_err over the frames in which an object is nearly whole in the record and found in the clip."""
-  errors = {'pos_err': [], 'vel_err': []}
-  for o, track in zip(info['objects'], tracks):
+def errors(parse: Parse, info: dict) -> tuple[np.ndarray, np.ndarray]:
+  """Distance (widths) and difference of velocity (widths/s) from the record, float[objects, T] and float[objects, T -
+  1]; NaN but where an object is nearly whole in the record and found in the clip."""
+  frames = min(parse.num_frames, info['num_frames'])
+  position = np.full((len(info['objects']), frames), np.nan)
+  velocity = np.full((len(info['objects']), max(0, frames - 1)), np.nan)
+  for i, o in enumerate(info['objects']):
+    track = parse.tracks.get(o['colour'])
     if track is None:
       continue
     truth = screen(info, o['positions'])[:frames]
     whole = (np.array(o['visibility'])[:frames] > .99) & track.present[:frames]
     off = np.where(whole[:, None], track.positions[:frames] - truth, np.nan)
-    errors['pos_err'].append(np.hypot(*off.T))
-    errors['vel_err'].append(np.hypot(*np.diff(off, axis=0).T) * fps)
-  joined = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in errors.items()}
-  return {name: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else float('nan') for name, v in joined.items()}
+    position[i], velocity[i] = np.hypot(*off.T), np.hypot(*np.diff(off, axis=0).T) * parse.fps
+  return position, velocity
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('nan')

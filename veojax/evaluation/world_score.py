@@ -56,10 +56,11 @@ def observe(clip: Clip) -> Observation:
   return Observation(parse, tracks, impacts, onsets, loudness, materials, sound_parser.place(audio, rate))
 
 
-def caption_score(clip: Clip | Observation, text: str) -> dict[str, float]:
-  """Scores in [0, 1] of the FIELDS that the text states and the clip can show; 'overall': their mean, NaN if none."""
+def caption_score(clip: Clip | Observation, text: str | dict) -> dict[str, float]:
+  """Scores in [0, 1] of the FIELDS that the text states and the clip can show; 'overall': their mean, NaN if none.
+  `text` may be what `captions.read` has read in it."""
   seen = clip if isinstance(clip, Observation) else observe(clip)
-  stated = captions.read(text)
+  stated = captions.read(text) if isinstance(text, str) else text
   scores = {}
   if seen.parse is not None and stated['objects']:
     scores |= _object_scores(seen, stated)

@@ -10,11 +10,12 @@ import math
 
 import numpy as np
 
-from veojax.data import packing, tasks
+from veojax.data import tasks
 from veojax.data.packing import LatentClip, Still
 
 FEATHER = 3             # pixels inside what is known over which pasting fades
 FEATHER_SECONDS = 0.01
+SETTLING = 4            # made frames beside known ones over which the codec's error on those fades out
 STILLS_OF_A_RUN = 3     # of known frames that no given cell holds, as many, a latent frame apart, are given as stills
 
 
@@ -76,8 +77,13 @@ class Canvas:
     return np.asarray(video_codec.encode(image[None]))[0]
 
   def paste(self, clip, sample_rate: int):
-    """Writes what is known over a made clip, fading over FEATHER pixels and FEATHER_SECONDS inside what is known."""
+    """Writes what is known over a made clip, fading over FEATHER pixels and FEATHER_SECONDS inside what is known.
+
+    Wholly made frames beside wholly known ones are corrected by what the codec gets wrong there, so that no seam in
+    time shows.
+    """
     if self.video is not None:
+      clip.video = settled(clip.video, self.video, self.seen)
       weight = inside(self.seen, FEATHER)[..., None]
       clip.video = np.where(weight == 1, self.video,
                             np.round(weight * self.video + (1 - weight) * clip.video)).astype(np.uint8)
@@ -133,6 +139,23 @@ def filled(video: np.ndarray, seen: np.ndarray) -> np.ndarray:
   never = (last < 0) & (after == len(video))
   out[never] = video[seen].mean(0).round().astype(np.uint8)
   return out
+
+
+def settled(made: np.ndarray, video: np.ndarray, seen: np.ndarray) -> np.ndarray:
+  """Made frames, corrected by what is wrong in the nearest wholly known frame, less with distance."""
+  whole, lost = seen.all((1, 2)), ~seen.any((1, 2))
+  correction, total = np.zeros(made.shape, np.float32), np.zeros(len(made), np.float32)
+  for edge in np.flatnonzero(whole):
+    for step in (-1, 1):
+      for distance in range(1, SETTLING + 1):
+        frame = edge + step * distance
+        if not 0 <= frame < len(made) or not lost[frame]:
+          break
+        weight = 1 - distance / (SETTLING + 1)
+        correction[frame] += weight * (video[edge] - made[edge].astype(np.float32))
+        total[frame] += weight
+  out = made + correction / np.maximum(total, 1)[:, None, None, None]
+  return np.round(np.clip(out, 0, 255)).astype(np.uint8)
 
 
 def inside(seen: np.ndarray, feather: int) -> np.ndarray:

@@ -2,7 +2,9 @@
 import base64
 import dataclasses
 import io
+import itertools
 import os
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -33,6 +35,14 @@ class Sample(Clip):
 
   def _repr_html_(self):
     return player(self)
+
+
+def save_pieces(path, pieces: Iterable[Sample], *, with_prompt: bool = True, tags: dict[str, str] | None = None,
+                **options):
+  """Writes a clip that comes in pieces as they come, with the first one's tags; `options` as of `Sample.save`."""
+  pieces = iter(pieces)
+  first = next(pieces)
+  media_write.write(path, itertools.chain([first], pieces), tags=first._tags(with_prompt) | (tags or {}), **options)
 
 
 def read(path, **options) -> Sample:

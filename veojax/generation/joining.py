@@ -7,10 +7,37 @@ import dataclasses
 
 import numpy as np
 
+from veojax.generation import tasks
 from veojax.generation.export import Sample
 from veojax.types import Clip
 
-CONTEXT = 9  # frames of each clip that the made one is shown
+TASKS = ('loop', 'join')
+CONTEXT = 9  # frames of each clip, at most, that the made one is shown
+
+
+def generate(model, prompt: str, *, task: str, video=None, end_video=None, num_frames=None, height=None, width=None,
+             fps=None, **options) -> Sample:
+  """`join` and `loop` as `Model.generate` calls them: clips are paths too, and num_frames counts the whole result.
+
+  A loop without a video is made of a clip of the prompt. By default the made frames and their context, at most half of
+  them, are as many as the model makes at once.
+  """
+  if task == 'join' and end_video is None:
+    raise ValueError("task='join' without an end_video; give the clip to lead to")
+  asked = {k: v for k, v in {'height': height, 'width': width, 'fps': fps}.items() if v is not None}
+  size = dataclasses.replace(model.config.clip, **asked)
+  read = lambda clip: tasks.read(clip, model, size, (size.height, size.width), asked)
+  context = min(CONTEXT, max(1, size.num_frames // 4))
+  made = max(1, size.num_frames - 2 * context)
+  if video is None:
+    video = model.generate(prompt, **asked, **options,
+                           num_frames=size.num_frames if num_frames is None else max(1, num_frames - made))
+  clips = [read(video)] + ([read(end_video)] if task == 'join' else [])
+  if num_frames is not None:
+    made = num_frames - sum(len(clip.video) for clip in clips)
+    if made < 1:
+      raise ValueError(f'num_frames={num_frames} is no more than the {num_frames - made} that are given; ask for more')
+  return (loop if task == 'loop' else join)(model, prompt, *clips, made, context, **options)
 
 
 def join(model, prompt: str, first: Clip, second: Clip, num_frames: int, context: int = CONTEXT, **options) -> Sample:
@@ -19,6 +46,7 @@ def join(model, prompt: str, first: Clip, second: Clip, num_frames: int, context
   Raises ValueError where the clips differ in size or rates.
   """
   _check(first, second, num_frames)
+  context = min(context, len(first.video), len(second.video))
   tail, head = _part(first, -context, None), _part(second, 0, context)
   made = model.generate(prompt, video=tail, end_video=head, paste=True, fps=first.fps,
                         num_frames=len(tail.video) + num_frames + len(head.video), **options)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from veojax.generation import prompts as texts
+from veojax.generation import export, tasks
+from veojax.generation import stream as streaming
 from veojax.generation.canvas import FEATHER_SECONDS
 from veojax.generation.export import Sample
 
@@ -18,25 +21,40 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
   """A clip of `num_frames` frames, piece after piece in time; for `Sample.save` and `media_write.write`.
 
   prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames made at once, the
-  model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`.
-  Window i is made with seed + i.
+  model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`;
+  what is given of the clip is given to the first window. Window i is made with seed + i.
   """
-  chain = [prompts] if isinstance(prompts, str) else list(prompts)
+  chain = texts.chain(prompts, num_frames)
+  expand = options.pop('expand', None)
+  told = dict(zip(chain, texts.expanded(chain, expand)))
+  start = {name: options.pop(name) for name in (*tasks.NAMES, 'paste') if name in options}
   window = model.config.clip.num_frames if window is None else window
-  if not chain or num_frames < 1:
-    raise ValueError(f'{len(chain)} prompts for {num_frames} frames; give at least one of each')
   if not 0 < overlap < window:
     raise ValueError(f'overlap={overlap} frames of a window of {window}; give at least 1 and fewer than the window')
   made, last, index = 0, None, 0
   while made < num_frames:
     prompt = chain[min(len(chain) - 1, made * len(chain) // num_frames)]
-    given = {} if last is None else {'video': last, 'task': 'extend', 'paste': True}
-    clip = model.generate(prompt, num_frames=window, seed=seed + index, **given, **options)
+    given = start if last is None else {'video': last, 'task': 'extend', 'paste': True}
+    clip = model.generate(prompt, num_frames=window, seed=seed + index, expand=expand and told.get, **given, **options)
     first = 0 if last is None else overlap
     count = min(window - first, num_frames - made)
     yield _part(clip, first, count, last is None, made + count == num_frames)
     last = _end(clip, overlap)
     made, index = made + count, index + 1
+
+
+def save(path, model, prompts: list[str], *, num_frames: int | None = None, window: int | None = None,
+         overlap: int = 9, stream: bool = False, chain: bool = False, with_prompt: bool = True, **options):
+  """Writes a long clip as it is made, of `pieces` or as a stream; several prompts are a chain."""
+  if num_frames is None:
+    raise ValueError('a long clip without num_frames; give how many it has')
+  if len(prompts) > 1 and not chain:
+    raise ValueError(f'{len(prompts)} prompts for one long clip; give one, or make a chain of them (--chain)')
+  if stream:
+    options.pop('paste', None)
+  make = streaming.stream if stream else pieces
+  made = make(model, prompts, num_frames, window=window, overlap=overlap, **options)
+  export.save_pieces(path, made, with_prompt=with_prompt, tags={'title': ' / '.join(prompts)} if with_prompt else {})
 
 
 def _part(clip: Sample, first: int, count: int, is_first: bool, is_last: bool) -> Sample:

@@ -6,28 +6,30 @@ heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may 
 """
 import dataclasses
 import json
-import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 
 from veojax import config as door
-from veojax import sharding
+from veojax import files, sharding
 from veojax.data import packing
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
-from veojax.generation import codecs, sampling, tasks
+from veojax.generation import codecs, joining, published_model, rows, sampling, tasks, tree
+from veojax.generation import prompts as prompting
 from veojax.generation.canvas import Canvas
 from veojax.generation.export import Sample
+from veojax.generation.published_model import PublishedModel
 from veojax.generation.sampling import SamplingConfig
-from veojax.models import weights
+from veojax.models import codec_file, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.dit import DiT, DiTConfig
+from veojax.models.patched_codec import patched
 from veojax.models.picture_codec import PictureCodec
 from veojax.types import Tokens
 
-ROW_STEP = 32  # rows are this many tokens or a multiple: clips of near sizes share a compilation
+TOKENIZER, WEIGHTS = 'text.model', 'weights.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +49,12 @@ class ModelConfig:
   sampling: SamplingConfig = SamplingConfig()
   clip: ClipConfig = ClipConfig()
   max_text: int = 64
+  video_patch: int = 1  # latents of height and of width that are one token
 
 
 class Model:
   """What `veojax.load` gives."""
+  takes_prompt = True
 
   def __init__(self, config: ModelConfig, dit: DiT, video_codec: PictureCodec | None, audio_codec: AudioCodec | None,
                tokenizer: Tokenizer, name: str = ''):
@@ -59,57 +63,87 @@ class Model:
 
   def generate(self, prompt: str | list[str], *, negative_prompt: str = '', num_frames: int | None = None,
                height: int | None = None, width: int | None = None, fps: float | int | None = None, seed: int = 0,
-               paste: bool = False, **options) -> Sample | list[Sample]:
+               first_index: int = 0, given: list[tasks.Given] | None = None, paste: bool = False,
+               expand: prompting.Expand | None = None, **options) -> Sample | list[Sample]:
     """A clip with sound for a prompt, or a list of them for a list of prompts.
 
     options: what is given of the clip, as `tasks.Given` names it (image, last_image, keyframes, references, video, audio,
     mask, task), and fields of `SamplingConfig` (num_inference_steps, guidance_scale, sampler, strength, ...). What is
-    given comes back as the codecs have it; `paste` puts the given pixels and samples themselves over it. Clip i is made
-    with the key fold_in(seed, i). Raises ValueError for sizes that are not positive, for what does not go together and
-    for unknown options.
+    given comes back as the codecs have it; `paste` puts the given pixels and samples themselves over it. `given`, one for
+    each prompt, is for clips of which different things are given. `expand` makes of each prompt what the model is told.
+    Clip i, counted from `first_index` on, is made with the key fold_in(seed, i), whatever clips are made beside it.
+    Several devices, those of the mesh in force or else all, share the work; the clip is the same. Raises ValueError for
+    sizes that are not positive, for what does not go together and for unknown options.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
       raise ValueError('there is no prompt; give a text or a list of at least one')
-    given = tasks.Given(**{name: options.pop(name) for name in tasks.NAMES if name in options})
-    config = self._sampling(options)
+    if options.get('task') in joining.TASKS:
+      made = [joining.generate(self, text, seed=seed, first_index=first_index + i, negative_prompt=negative_prompt,
+                               num_frames=num_frames, height=height, width=width, fps=fps, expand=expand, **options)
+              for i, text in enumerate(prompts)]
+      return made[0] if isinstance(prompt, str) else made
+    if given is None:
+      given = [tasks.Given(**{name: options.pop(name) for name in tasks.NAMES if name in options})] * len(prompts)
+    if len(given) != len(prompts):
+      raise ValueError(f'{len(prompts)} prompts and {len(given)} given; give one a prompt')
+    config = self.sampling(options)
     asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
-    canvas = tasks.canvas(self, given, {k: v for k, v in asked.items() if v is not None}, edit=config.strength < 1)
-    with sharding.default_mesh():
-      latent = canvas.latents(self.video_codec, self.audio_codec, keep_unknown=config.strength < 1)
-      rows, unguided = self._rows(prompts, negative_prompt, latent)
-      noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), rows.latent.shape[1:])
-                        for i in range(len(prompts))])
-      made = sampling.sample(self.dit, rows, unguided, noise, jax.random.key(seed), objective=self.config.objective,
-                             config=config)
+    asked = {k: v for k, v in asked.items() if v is not None}
+    with sharding.default_mesh(len(prompts) * (1 + len(sampling.away_from(config)))):
+      drawn = {id(g): self.canvas(g, asked, config) for g in given}  # once for what is given of several
+      canvases, latents = zip(*(drawn[id(g)] for g in given))
+      config = sampling.for_clip(latents[0], config)
+      told = prompting.expanded(prompts, expand)
+      evaluations = self.rows(latents, told, negative_prompt, config)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first_index + np.arange(len(prompts)))
+      made = sampling.sample(self.laid_out(), evaluations, keys, objective=self.config.objective, config=config)
       info = {'model': self.name, 'seed': seed, **dataclasses.asdict(config)}
-      clips = [self._decode(Tokens(*(x[i] for x in rows._replace(latent=made))), canvas, latent, text,
-                            {**info, 'index': i}) for i, text in enumerate(prompts)]
+      row = lambda i: Tokens(*(x[i] for x in evaluations[0]))._replace(latent=made[i])
+      clips = [self._decode(row(i), canvases[i], latents[i], text,
+                            {**info, 'index': first_index + i, **({'told': told[i]} if expand else {})})
+               for i, text in enumerate(prompts)]
     if paste:
-      for clip in clips:
+      for clip, canvas in zip(clips, canvases):
         canvas.paste(clip, clip.sample_rate)
     return clips[0] if isinstance(prompt, str) else clips
 
-  def _sampling(self, options) -> SamplingConfig:
+  def canvas(self, given: tasks.Given, asked: dict, config: SamplingConfig) -> tuple[Canvas, packing.LatentClip]:
+    """What is known of a clip, as pixels and samples and as latents. asked: as of `tasks.canvas`."""
+    canvas = tasks.canvas(self, given, asked, edit=config.strength < 1)
+    return canvas, canvas.latents(self.video_codec, self.audio_codec, keep_unknown=config.strength < 1)
+
+  def sampling(self, options: dict) -> SamplingConfig:
+    """The model's settings for sampling with some others. ValueError for unknown ones."""
     known = {f.name for f in dataclasses.fields(SamplingConfig)}
     for name in options:
       if name not in known:
-        others = {f.name for f in dataclasses.fields(ClipConfig)} | {'negative_prompt', 'seed', 'paste', *tasks.NAMES}
+        others = {'negative_prompt', 'seed', 'paste', 'expand', *tasks.NAMES,
+                  *(f.name for f in dataclasses.fields(ClipConfig))}
         raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
-    return dataclasses.replace(self.config.sampling, **options)
+    return door.build(SamplingConfig, {**door.to_tree(self.config.sampling), **options}, 'generate')
 
   def num_samples(self, num_frames: int, fps: float) -> int:
     return round(num_frames / fps * self.audio_codec.sample_rate)
 
-  def _rows(self, prompts, negative_prompt, latent: packing.LatentClip) -> tuple[Tokens, Tokens]:
-    """One row a prompt, and the same rows under the negative prompt, with media tokens in the same places."""
-    length = self.config.max_text + latent.num_tokens
-    pack = packing.PackConfig(row_tokens=-(-length // ROW_STEP) * ROW_STEP, text_tokens=self.config.max_text,
-                              max_clips=1, max_text=self.config.max_text, channels=self.config.dit.channels)
-    ids = [self.tokenizer.encode(text, self.config.max_text) for text in [*prompts, negative_prompt]]
-    rows = [_at_end(packing.pack([latent._replace(text_ids=i)], pack)) for i in ids]
-    guided, unguided = rows[:-1], rows[-1:] * len(prompts)
-    return tuple(Tokens(*(np.stack(x) for x in zip(*part))) for part in (guided, unguided))
+  def laid_out(self) -> DiT:
+    """The transformer over the mesh in force, where it stays until another mesh asks for it."""
+    mesh = jax.sharding.get_mesh()
+    if any(getattr(x.sharding, 'mesh', None) != mesh for x in jax.tree.leaves(self.dit)):
+      layout = weights.abstract(lambda rngs: DiT(self.config.dit, rngs=rngs))
+      self.dit = jax.tree.map(lambda x, s: jax.device_put(x, sharding.named(mesh, s.sharding.spec)), self.dit, layout)
+    return self.dit
+
+  def rows(self, latents: Sequence[packing.LatentClip], prompts: list[str], negative_prompt: str,
+           config: SamplingConfig) -> list[Tokens]:
+    """What is evaluated for clips of one size, each under its prompt: `rows.evaluations`."""
+    if len(lengths := {latent.num_tokens for latent in latents}) > 1:
+      raise ValueError(f'the clips have {sorted(lengths)} tokens; what is given of each must be of one kind and size, so '
+                       'that none depends on the others: make the others apart')
+    away = sampling.away_from(config)
+    pack = rows.pack_config(away, self.config.max_text, self.config.dit.channels, lengths.pop())
+    *ids, negative = (self.tokenizer.encode(text, self.config.max_text) for text in [*prompts, negative_prompt])
+    return rows.evaluations(latents, ids, negative, away, pack)
 
   def _decode(self, row: Tokens, canvas: Canvas, latent: packing.LatentClip, text: str, info: dict) -> Sample:
     shapes = (None if x is None else x.shape for x in (latent.video, latent.audio))
@@ -140,40 +174,38 @@ class Model:
     return rows
 
   def __repr__(self):
-    return f'Model({self.name!r}, {json.dumps(self.info(), indent=2, default=str)})'
+    """The tree of its parameters."""
+    parts = [('transformer', self.dit)] + [(name, codec.vae) for name, codec in (
+        ('video codec', self.video_codec), ('audio codec', self.audio_codec)) if codec is not None]
+    return '\n'.join([f'Model {self.name!r}', *(line for part in parts for line in tree.lines(*part))])
 
 
-def _at_end(row: Tokens) -> Tokens:
-  """The row with its padding in front: media tokens then stand in the same places whatever the text before them."""
-  shift = int(np.sum(row.segment == 0))
-  per_token = {name: np.roll(getattr(row, name), shift, 0)
-               for name in ('latent', 'modality', 'segment', 'position', 'extent', 'group', 'text_index')}
-  return row._replace(**per_token)
-
-
-def load(name) -> Model:
-  """A model by its folder. Raises ValueError where there is none, or the files do not belong together."""
-  folder = pathlib.Path(name)
+def load(name) -> Model | PublishedModel:
+  """A model by its folder, or by its name where it comes with the package ('world'). Raises ValueError where there is
+  none, or the files do not belong together."""
+  folder = weights.locate(name)
+  if published_model.is_converted(folder):
+    return published_model.load(folder)
   if not (folder / 'model.json').exists():
     raise ValueError(f'{name} holds no model (no model.json in it); '
-                     'give the folder of a run that `veojax train` has made')
+                     'give the folder of a run that `veojax train` or `veojax convert` has made')
   config = read_config(folder)
-  flat, _ = weights.load(folder / 'weights.safetensors')
-  dit = weights.replace(jax.eval_shape(lambda key: DiT(config.dit, rngs=nnx.Rngs(key)), jax.random.key(0)), flat)
+  flat, _ = weights.load(folder / WEIGHTS)
+  dit = weights.replace(weights.abstract(lambda rngs: DiT(config.dit, rngs=rngs)), flat)
   with sharding.default_mesh():
-    dit = jax.tree.map(jax.numpy.asarray, dit)
+    dit = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), dit)  # float16 in the package
   # The codecs belong to no mesh, so that they can be called anywhere.
-  both = [codecs.load(path, kind) if (path := folder / f'{kind}_vae.safetensors').exists() else None
-          for kind in codecs.KINDS]
-  return Model(config, dit, *both, Tokenizer.load(folder / 'text.model'), name=str(name))
+  video, audio = (codecs.load(path, kind) if (path := codec_file.of(folder, kind)).exists() else None
+                  for kind in codecs.KINDS)
+  return Model(config, dit, patched(video, config.video_patch), audio, Tokenizer.load(folder / TOKENIZER), name=str(name))
 
 
-def read_config(folder: pathlib.Path) -> ModelConfig:
+def read_config(folder) -> ModelConfig:
   try:
     return door.build(ModelConfig, json.loads((folder / 'model.json').read_text()), 'model')
   except (json.JSONDecodeError, OSError) as error:
     raise ValueError(f'{folder / "model.json"} cannot be read ({error}); copy the run again') from None
 
 
-def write_config(folder: pathlib.Path, config: ModelConfig):
-  (folder / 'model.json').write_text(json.dumps(door.to_tree(config), indent=2))
+def write_config(folder, config: ModelConfig):
+  files.write(folder / 'model.json', json.dumps(door.to_tree(config), indent=2).encode())

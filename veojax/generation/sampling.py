@@ -1,21 +1,20 @@
 """Rows of tokens denoised together: the sampler, the guidance and the network meet here.
 
 Every token has a schedule of its own: text and given tokens stay at 0, sound and picture fall from 1 to 0 along levels
-shifted for their modality. Guidance compares two rows that hold the same media tokens in the same places under two
-texts.
+shifted for their modality. Guidance compares evaluations of the same media tokens in the same places: see `rows`.
 """
 import dataclasses
 import functools
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
-from veojax import sharding
+from veojax import processes, sharding
+from veojax.data.packing import LatentClip
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.objective import Objective
 from veojax.models import dit, layers
@@ -31,6 +30,8 @@ class SamplingConfig:
   num_inference_steps: int = 30
   guidance_scale: float = 3.0
   audio_guidance_scale: float | None = None  # None: as for the picture
+  modality_guidance_scale: float = 1.0  # above 1, picture and sound follow each other more closely
+  guidance_in_turn: bool = False  # evaluations one after another, not in one batch: less memory
   guidance_rescale: float = 0.0
   guidance_interval: tuple[float, float] | None = None  # noise levels (low, high] that are guided; None: all
   video_shift: float = 1.0
@@ -59,12 +60,33 @@ def schedule(tokens: Tokens, config: SamplingConfig) -> Float[Array, 'steps b l 
   return jnp.where(((modality_BL1 >= AUDIO) & ~given_BL1)[None], config.strength * made, 0.0)
 
 
-def scales(tokens: Tokens, config: SamplingConfig):
-  """Guidance scale of every token, or the number 1 where nothing is guided."""
+def away_from(config: SamplingConfig) -> dict[str, tuple[float, float]]:
+  """The evaluations that guidance leads away from, of `rows`, with its scales for picture and sound."""
   audio = config.guidance_scale if config.audio_guidance_scale is None else config.audio_guidance_scale
-  if config.guidance_scale == audio == 1:
-    return 1.0
-  return guidance.by_modality(tokens.modality, video=config.guidance_scale, audio=audio)
+  both = {'text': (config.guidance_scale, audio), 'modality': (config.modality_guidance_scale,) * 2}
+  return {name: scales for name, scales in both.items() if scales != (1, 1)}
+
+
+def scales(modality_BL, config: SamplingConfig) -> list[Float[Array, 'b l 1']]:
+  """For each of `away_from` the guidance scale of every token."""
+  return [guidance.by_modality(modality_BL, video=video, audio=audio) for video, audio in away_from(config).values()]
+
+
+def for_clip(clip: LatentClip, config: SamplingConfig) -> SamplingConfig:
+  """The config without guidance between picture and sound where a clip does not have both."""
+  both = clip.video is not None and clip.audio is not None
+  return config if both else dataclasses.replace(config, modality_guidance_scale=1.0)
+
+
+def network_calls(config: SamplingConfig) -> int:
+  """Evaluations of the network for a row."""
+  return config.num_inference_steps * (2 if config.sampler == 'heun' else 1) * (1 + len(away_from(config)))
+
+
+def program(config: SamplingConfig) -> SamplingConfig:
+  """What of the config is compiled in. The rest is data, or the shape of data: no scale or shift compiles anew."""
+  return SamplingConfig(config.sampler, guidance_rescale=config.guidance_rescale,
+                        guidance_interval=config.guidance_interval, guidance_in_turn=config.guidance_in_turn)
 
 
 def first_of_group(tokens: Tokens) -> np.ndarray:
@@ -85,15 +107,40 @@ def denoiser(model, tokens: Tokens, first_BG, process):
   return denoise
 
 
+def split_denoiser(model, evaluations: list[Tokens], firsts_BG: list, process):
+  """denoise(x, t) → a prediction of each of several evaluations, all as one batch of the network, whose rows the mesh
+  splits. x, t and the predictions are small: they lie with all rows on every part, whatever their number."""
+  num_rows = len(firsts_BG[0])
+
+  def batch(arrays, spec):
+    rows = jnp.concatenate([layers.reshard(x, sharding.whole_rows(spec)) for x in arrays])
+    filling = -len(rows) % sharding.num_row_parts()
+    return layers.reshard(jnp.concatenate([rows, *[rows[-1:]] * filling]), spec)
+  tokens = Tokens(*(batch(arrays, spec) for arrays, spec in zip(zip(*evaluations), dit.TOKEN_SPECS)))
+  network = denoiser(model, tokens, batch(firsts_BG, sharding.B), process)
+
+  def denoise(x_BLC, t_BL1):
+    out = network(*(batch([a] * len(evaluations), sharding.BLD) for a in (x_BLC, t_BL1)))
+    out = layers.reshard(out, sharding.whole_rows(sharding.BLD))
+    return tuple(out[i * num_rows:(i + 1) * num_rows] for i in range(len(evaluations)))
+  return denoise
+
+
 @functools.partial(jax.jit, static_argnames=('objective', 'config'))
-def sample_rows(model, tokens, unguided, first_BG, first_unguided_BG, x_BLC, levels, key, *, objective, config):
-  """What `sample` runs on the devices: all steps as one program."""
+def sample_rows(model, evaluations, firsts_BG, x_BLC, levels, scales, key_B, *, objective, config):
+  """What `denoise` runs on the devices: all steps as one program. config: of `program`."""
   process = objective.make_process()
-  denoise = guidance.guided(
-      denoiser(model, tokens, first_BG, process), denoiser(model, unguided, first_unguided_BG, process),
-      scales(tokens, config), config.guidance_rescale, config.guidance_interval, group=tokens.group,
+  of_rows = functools.partial(split_denoiser, model, process=process)
+  if config.guidance_in_turn:
+    each = [of_rows([rows], [first_BG]) for rows, first_BG in zip(evaluations, firsts_BG)]
+    evaluate = lambda x, t: sum((one(x, t) for one in each), ())
+  else:
+    evaluate = of_rows(evaluations, firsts_BG)
+  tokens = evaluations[0]
+  denoise = guidance.guided_by(
+      evaluate, scales, config.guidance_rescale, config.guidance_interval, group=tokens.group,
       num_groups=tokens.group_modality.shape[1], where=channels_of(tokens, model.config))
-  return SAMPLERS[config.sampler](denoise, x_BLC, levels, process=process, prediction=objective.prediction, key=key)
+  return SAMPLERS[config.sampler](denoise, x_BLC, levels, process=process, prediction=objective.prediction, key=key_B)
 
 
 def channels_of(tokens: Tokens, config) -> Array:
@@ -104,23 +151,34 @@ def channels_of(tokens: Tokens, config) -> Array:
           | ((modality == AUDIO) & (channel < config.audio_channels)))
 
 
-def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray, *, objective: Objective,
+def sample(model, evaluations: list[Tokens], key_B: Key[Array, 'b'], *, objective: Objective,
            config: SamplingConfig) -> np.ndarray:
   """Denoises numpy rows: float32[B, L, C] latents of all media tokens.
 
-  `unguided` holds the same media tokens in the same places under the texts to be guided away from. Noise is given, so
-  that a clip's noise does not depend on the rows around it. Raises ValueError where sampler, process and prediction do
-  not go together, and FloatingPointError where the result is not finite.
+  evaluations: of `rows.evaluations` with the names of `away_from(config)`. All noise of a row is drawn from the row's
+  own key, so that it does not depend on the rows beside it. Errors: as of `denoise`.
   """
-  num_rows = len(tokens.latent)
-  tokens, unguided, noise_BLC = (_filled(x) for x in (tokens, unguided, noise_BLC))
-  first_BG, first_unguided_BG, levels = first_of_group(tokens), first_of_group(unguided), schedule(tokens, config)
-  levels = place(levels, P(None, *sharding.BLD))
-  tokens, unguided = (Tokens(*map(place, x, dit.TOKEN_SPECS)) for x in (tokens, unguided))
-  x_BLC = objective.make_process().add_noise(tokens.latent, place(noise_BLC, sharding.BLD), levels[0])
-  out = sample_rows(model, tokens, unguided, place(first_BG, sharding.B), place(first_unguided_BG, sharding.B), x_BLC,
-                    levels, key, objective=objective, config=config)
-  out = np.asarray(out)[:num_rows]
+  tokens = evaluations[0]
+  noise_BLC = np.stack([jax.random.normal(key, tokens.latent.shape[1:]) for key in key_B])
+  levels = schedule(tokens, config)
+  x_BLC = objective.make_process().add_noise(jnp.asarray(tokens.latent), jnp.asarray(noise_BLC), levels[0])
+  return denoise(model, evaluations, np.asarray(x_BLC), np.asarray(levels), key_B, objective=objective, config=config)
+
+
+def denoise(model, evaluations: list[Tokens], x_BLC: np.ndarray, levels: np.ndarray, key_B: Key[Array, 'b'], *,
+            objective: Objective, config: SamplingConfig) -> np.ndarray:
+  """x at levels[0] brought to levels[-1], float32[B, L, C]; levels: float32[steps + 1, B, L, 1].
+
+  Raises ValueError where sampler, process and prediction do not go together, and FloatingPointError where the result is
+  not finite.
+  """
+  firsts_BG = [place(first_of_group(rows), sharding.B) for rows in evaluations]
+  evaluations = [Tokens(*map(place, rows, dit.TOKEN_SPECS)) for rows in evaluations]
+  levels = jax.device_put(levels, sharding.named(jax.sharding.get_mesh(), P(None, *sharding.whole_rows(sharding.BLD))))
+  out = sample_rows(model, evaluations, firsts_BG, place(x_BLC, sharding.BLD), levels,
+                    scales(evaluations[0].modality, config), place(key_B, sharding.B), objective=objective,
+                    config=program(config))
+  out = processes.fetch(out)
   if not np.isfinite(out).all():
     raise FloatingPointError('the sampled latents are not finite: '
                              'the model has diverged, or the guidance is far too strong')
@@ -128,12 +186,5 @@ def sample(model, tokens: Tokens, unguided: Tokens, noise_BLC, key: PRNGKeyArray
 
 
 def place(x, spec):
-  """A host array on the devices of the mesh in force."""
-  return jax.device_put(x, sharding.named(jax.sharding.get_mesh(), spec))
-
-
-def _filled(tree):
-  """Rows repeated up to a number that divides over the mesh."""
-  mesh = jax.sharding.get_mesh()
-  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
-  return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], -len(x) % parts, 0)]), tree)
+  """Rows of the host on the devices of the mesh in force, all rows on every part that takes rows."""
+  return jax.device_put(x, sharding.named(jax.sharding.get_mesh(), sharding.whole_rows(spec)))

@@ -13,7 +13,7 @@ from veojax.generation.canvas import Canvas
 from veojax.types import Clip
 
 TASKS = ('generate', 'image', 'sound', 'extend', 'extend_backward', 'inpaint', 'outpaint', 'soundtrack', 'picture',
-         'edit')
+         'edit', 'loop', 'join')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Given:
   """image: the first frame. last_image: the last. keyframes: {seconds: picture}. references: pictures of what is to be
   seen, at no time of the clip. video: a clip, with its sound if it has one, that `task` says what to do with: extend,
   extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there),
-  outpaint, soundtrack, edit. end_video: a clip that the made one ends with; with `video` the two are joined. audio: the
+  outpaint, soundtrack, edit; or loop and join, see `joining`. end_video: a clip that the made one ends with. audio: the
   clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from the rest.
   """
   image: Any = None
@@ -37,7 +37,7 @@ class Given:
   def __post_init__(self):
     if self.task is not None and self.task not in TASKS:
       raise ValueError(f'task={self.task!r}; give one of {", ".join(TASKS)}')
-    for name in ('extend', 'extend_backward', 'inpaint', 'outpaint', 'soundtrack', 'edit'):
+    for name in ('extend', 'extend_backward', 'inpaint', 'outpaint', 'soundtrack', 'edit', 'join'):
       if self.task == name and self.video is None:
         raise ValueError(f'task={name!r} without a video; give the one to {name.replace("_", " ")}')
     if self.mask is not None and self.video is None:
@@ -57,7 +57,7 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
   clip = dataclasses.replace(model.config.clip, **asked)
   # Outpainting asks for a frame larger than the video's.
   size = model.config.clip if given.task == 'outpaint' else clip
-  video, end = (_read(v, model, clip, (size.height, size.width), asked) for v in (given.video, given.end_video))
+  video, end = (read(v, model, clip, (size.height, size.width), asked) for v in (given.video, given.end_video))
   task = given.task or ('edit' if edit and video is not None else _task(given, clip, asked, video))
   if edit and task != 'edit':
     raise ValueError(f'strength below 1 edits a video, and the task is {task!r}; give video=... or leave strength at 1')
@@ -165,7 +165,7 @@ def _picture(picture, clip) -> np.ndarray:
   return picture
 
 
-def _read(video, model, clip, size, asked) -> Clip | None:
+def read(video, model, clip, size, asked) -> Clip | None:
   """A video at the clip's frame rate; a path is read at `size`, (height, width)."""
   if video is None:
     return None

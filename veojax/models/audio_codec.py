@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
+from veojax import processes
 from veojax.models import codec_file
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 
@@ -58,8 +59,8 @@ class AudioCodec(codec_file.Stored):
     length = self.latent_length(len(audio))
     out, state = [np.zeros((0, len(self.mean_C)), np.float32)], None
     for piece in _pieces(audio, self.chunk * self.vae.cfg.hop):
-      latent_BTC, state = _encode(self.vae, piece, state)
-      out.append(np.asarray(latent_BTC[0]))
+      latent_BTC, state = encode_chunk(self.vae, piece, state)
+      out.append(processes.fetch(latent_BTC)[0])
     return (np.concatenate(out)[:length] - self.mean_C[None]) / self.std_C[None]
 
   def decode(self, latent: np.ndarray, num_samples: int | None = None) -> np.ndarray:
@@ -69,16 +70,26 @@ class AudioCodec(codec_file.Stored):
     """
     if latent.ndim != 2 or latent.shape[1] != len(self.mean_C):
       raise ValueError(f'latents of shape {list(latent.shape)}; this codec takes [latents, {len(self.mean_C)}]')
-    known = len(latent) * self.vae.cfg.hop
-    num_samples = known if num_samples is None else num_samples
-    latent = np.asarray(latent, np.float32) * self.std_C[None] + self.mean_C[None]
+    num_samples = len(latent) * self.vae.cfg.hop if num_samples is None else num_samples
     out, state = [np.zeros((0, self.channels), np.float32)], None
-    for piece in _pieces(latent, self.chunk):
-      audio_BRC, state = _decode(self.vae, piece, state)
-      out.append(np.asarray(audio_BRC[0]))
-    # What the filling of the last chunk sounds like is cut before silence is added.
-    audio = np.concatenate(out)[:min(num_samples, known)]
-    return np.pad(np.clip(audio, -1, 1), ((0, num_samples - len(audio)), (0, 0)))
+    for k in range(0, len(latent), self.chunk):
+      audio, state = self.decode_chunk(latent[k:k + self.chunk], state)
+      out.append(audio)
+    audio = np.concatenate(out)[:num_samples]
+    return np.pad(audio, ((0, num_samples - len(audio)), (0, 0)))
+
+  def decode_chunk(self, latent: np.ndarray, state=None):
+    """The next latents of a sound of any length → (their samples, state), as `decode` has them.
+
+    state: None for the first ones, then what the ones before gave. Give `chunk` latents; the last may be fewer.
+    """
+    if not 1 <= len(latent) <= self.chunk:
+      raise ValueError(f'{len(latent)} latents at once; give up to {self.chunk}')
+    latent_BTC = np.asarray(latent, np.float32)[None] * self.std_C + self.mean_C
+    filled_BTC = np.pad(latent_BTC, ((0, 0), (0, self.chunk - len(latent)), (0, 0)))
+    audio_BRC, state = decode_chunk(self.vae, filled_BTC, state)
+    # What the filling of the last chunk sounds like is cut.
+    return np.clip(processes.fetch(audio_BRC)[0, :len(latent) * self.hop], -1, 1), state
 
   def reconstruct(self, audio: np.ndarray) -> np.ndarray:
     """The sound through the codec and back."""
@@ -99,13 +110,13 @@ def _pieces(x, size):
 
 
 @jax.jit
-def _encode(vae, audio_BRC, state):
+def encode_chunk(vae, audio_BRC, state):
   mean_BTC, _, state = vae.encode_chunk(audio_BRC, state)
   return mean_BTC, state
 
 
 @jax.jit
-def _decode(vae, latent_BTC, state):
+def decode_chunk(vae, latent_BTC, state):
   return vae.decode_chunk(latent_BTC, state)
 
 

@@ -31,8 +31,21 @@ def attention(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
   return _forward(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS)[0]
 
 
-def _forward(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
+def partial(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
+  """As `models.attention.partial`."""
   plan = Plan(q_BLNK, k_BSNK, segment_BL, segment_BS)
+  return tuple(map(plan.rows, _outputs(plan, q_BLNK, k_BSNK, v_BSNK)))
+
+
+def gradients(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS, o_BLNK, logsumexp_BLN, do_BLNK):
+  """As `models.attention.gradients`."""
+  plan = Plan(q_BLNK, k_BSNK, segment_BL, segment_BS)
+  outputs = map(plan.query_groups, (o_BLNK, logsumexp_BLN))
+  return _backward((q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS, *outputs), do_BLNK)[:3]
+
+
+def _outputs(plan, q_BLNK, k_BSNK, v_BSNK):
+  """Output and logsumexp of each group."""
   k, v = plan.key_blocks(k_BSNK), plan.key_blocks(v_BSNK)
 
   def group(operands):
@@ -52,7 +65,13 @@ def _forward(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
     o, maximum, total = jax.lax.fori_loop(0, count[0], step, start)
     return (o / total[..., None]).astype(q.dtype), maximum + jnp.log(total)
   operands = plan.query_groups(q_BLNK * q_BLNK.shape[-1] ** -0.5), plan.segment, plan.meets, plan.count
-  o, logsumexp = (ad_checkpoint.checkpoint_name(x, layers.ATTENTION_OUTPUT) for x in jax.lax.map(group, operands))
+  return jax.lax.map(group, operands)
+
+
+def _forward(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
+  plan = Plan(q_BLNK, k_BSNK, segment_BL, segment_BS)
+  o, logsumexp = (ad_checkpoint.checkpoint_name(x, layers.ATTENTION_OUTPUT)
+                  for x in _outputs(plan, q_BLNK, k_BSNK, v_BSNK))
   return plan.rows(o), (q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS, o, logsumexp)
 
 
@@ -124,7 +143,7 @@ class Plan:
     return _blocks(k_BSNK, 0).swapaxes(1, 2)
 
   def rows(self, groups):
-    """The inverse of query_groups."""
+    """The inverse of query_groups, and for [group, g, N, q] → [B, L, N]."""
     blocks = groups.reshape(-1, *groups.shape[2:])[jnp.argsort(self.order)]
     return _unblocks(blocks.swapaxes(1, 2), self.batch, self.num_queries)
 

@@ -2,20 +2,17 @@
 settings."""
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from veojax import config as door
+from veojax import files, processes
 from veojax.models import weights
 
 ARRAYS = ('mean_C', 'std_C')
-SHIPPED = pathlib.Path(__file__).resolve().parent.parent / 'weights'  # what the project has trained itself, with a card
-
 
 class Stored:
   """What every codec can do because it has a `vae` and the statistics of its latents, and names the classes VAE and
@@ -33,6 +30,10 @@ class Stored:
     """Sixteen hex digits that change with anything that changes the latents."""
     return self._fingerprint
 
+  def on(self, device: jax.Device) -> 'Stored':
+    """The codec with its weights on a device, where it then runs."""
+    return dataclasses.replace(self, vae=jax.device_put(self.vae, device))
+
   @classmethod
   def load(cls, path) -> 'Stored':
     return load(path, [cls])
@@ -42,14 +43,19 @@ class Stored:
     save(path, self, dtype)
 
 
-def locate(name, kind: str) -> pathlib.Path:
-  """The file that a codec's name stands for: of a codec that comes with the package ('world'), of a finished run's
-  folder, or itself. kind: 'video' or 'audio'."""
-  shipped = SHIPPED / f'{name}_{kind}_vae.safetensors'
-  if shipped.exists():
-    return shipped
-  path = pathlib.Path(name)
-  return path / 'codec.safetensors' if path.is_dir() else path
+def locate(name, kind: str):
+  """The file that a codec's name stands for: of a model that comes with the package ('world'), of a finished run's
+  folder, a codec's or a model's, or itself. kind: 'video' or 'audio'."""
+  path = weights.locate(name)
+  if not path.is_dir():
+    return path
+  of_model = of(path, kind)
+  return of_model if of_model.exists() else path / 'codec.safetensors'
+
+
+def of(folder, kind: str):
+  """Where a model's folder has its codec, 'video' or 'audio'."""
+  return files.path(folder) / f'{kind}_vae.safetensors'
 
 
 def metadata(codec) -> dict:
@@ -72,7 +78,7 @@ def load(path, classes):
                      'give the file of the other codec')
   codec = named[stored['codec']]
   config = door.build(codec.CONFIG, stored['config'], 'codec')
-  vae = jax.eval_shape(lambda key: codec.VAE(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+  vae = weights.abstract(lambda rngs: codec.VAE(config, rngs=rngs))
   vae = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights.replace(vae, flat))
   return codec(vae, *(np.array(stored[name], np.float32) for name in ARRAYS), **stored['settings'])
 
@@ -82,7 +88,7 @@ def moments(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   at its scale, instead of having its rounding errors blown up."""
   count, total, squares = 0, 0.0, 0.0
   for latent in latents:
-    latent_NC = np.asarray(latent, np.float64).reshape(-1, np.shape(latent)[-1])
+    latent_NC = processes.fetch(latent).reshape(-1, np.shape(latent)[-1]).astype(np.float64)
     count, total, squares = count + len(latent_NC), total + latent_NC.sum(0), squares + np.square(latent_NC).sum(0)
   if not count:
     raise ValueError('no clip to measure the statistics of latents on; give at least one')

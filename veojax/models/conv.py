@@ -6,6 +6,9 @@ chunks equals the clip computed whole.
 
 A 3 × 3 × 3 convolution is factored into 3 × 3 of space and 3 of time: one 2D convolution with the frames in the batch,
 and one matrix product with the taps gathered into the channels. Both keep a matrix unit full, in the gradient too.
+
+Within a `shard_map` whose axes 'time' and 'height' split frames and rows, each convolution first gets from the
+neighbours what its kernel reaches into: the results are those of the whole.
 """
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from veojax import sharding
 from veojax.models import layers
 
 Video = Float[Array, 'b _t _h _w _c']  # the batch is one throughout a call; the other sizes change within it
@@ -65,9 +69,12 @@ class SpatialConv(nnx.Module):
 
   def __call__(self, x_BTHWC: Video) -> Video:
     B, T, H, W, C = x_BTHWC.shape
-    y = jax.lax.conv_general_dilated(
-        reshape(x_BTHWC, B * T, H, W, C), self.kernel[...].astype(x_BTHWC.dtype), (1, 1), 'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    frames, padding = reshape(x_BTHWC, B * T, H, W, C), 'SAME'
+    if sharding.splits('height'):
+      reach = self.kernel.shape[0] // 2
+      frames, padding = with_edges(frames, reach), ((0, 0), (reach, reach))
+    y = jax.lax.conv_general_dilated(frames, self.kernel[...].astype(x_BTHWC.dtype), (1, 1), padding,
+                                     dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     return add_bias(reshape(y, B, T, H, W, y.shape[-1]), self.bias[...])
 
 
@@ -83,13 +90,36 @@ class CausalConv(nnx.Module):
     """Returns the output and the past of the next chunk, [B, taps-1, H, W, inputs]; `past` None is the clip's start."""
     taps, C, D = self.kernel.shape
     T = x_BTHWC.shape[1]
+    following = None
+    if sharding.splits('time'):
+      past, following = past_of_part(x_BTHWC, past, taps - 1)
     if past is None:
       frames = jnp.pad(x_BTHWC, ((0, 0), (taps - 1, 0), (0, 0), (0, 0), (0, 0)))
     else:
       frames = jnp.concatenate([past, x_BTHWC], 1)
     gathered = jnp.concatenate([frames[:, i:i + T] for i in range(taps)], -1)
     kernel = self.kernel[...].astype(x_BTHWC.dtype).reshape(taps * C, D)
-    return add_bias(gathered @ kernel, self.bias[...]), frames[:, T:]
+    return add_bias(gathered @ kernel, self.bias[...]), frames[:, T:] if following is None else following
+
+
+def with_edges(x_BHWC: Float[Array, 'b h w c'], reach: int) -> Float[Array, 'b h2 w c']:
+  """A part of the rows with the `reach` rows before and after it; zeros at the frame's edges, as convolutions pad."""
+  n = jax.lax.axis_size('height')
+  before = jax.lax.ppermute(x_BHWC[:, -reach:], 'height', [(i, i + 1) for i in range(n - 1)])
+  after = jax.lax.ppermute(x_BHWC[:, :reach], 'height', [(i + 1, i) for i in range(n - 1)])
+  return jnp.concatenate([before, x_BHWC, after], 1)
+
+
+def past_of_part(x_BTHWC: Video, past: Video | None, reach: int) -> tuple[Video, Video]:
+  """(the `reach` frames before a part of a chunk's frames, the past of the next chunk).
+
+  The first part has the chunk's past before it, and alone holds that of the next chunk: the last part's last frames.
+  """
+  n = jax.lax.axis_size('time')
+  assert x_BTHWC.shape[1] >= reach, 'a part of the frames is shorter than the kernel reaches'
+  received = jax.lax.ppermute(x_BTHWC[:, x_BTHWC.shape[1] - reach:], 'time', [(i, (i + 1) % n) for i in range(n)])
+  start = jnp.zeros_like(received) if past is None else past
+  return jnp.where(jax.lax.axis_index('time') == 0, start, received), received
 
 
 def add_bias(x: Float[Array, '... d'], bias: Float[Array, 'd']) -> Float[Array, '... d']:

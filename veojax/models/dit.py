@@ -117,10 +117,10 @@ class DiT(nnx.Module):
     self.w_place = layers.param(linear, rngs.params(), (6 * self.POSITION_FEATURES + 3, D), sharding.C_D)
     self.modality_embedding = layers.param(layers.normal(0.02), rngs.params(), (len(MODALITIES), D))
     self.w_noise = layers.param(linear, rngs.params(), (2 * self.NOISE_FEATURES, D))
-    self.w_noise_out = layers.param(linear, rngs.params(), (D, D))
+    self.w_noise_out = layers.param(linear, rngs.params(), (D, D), sharding.C_D)
     # Zero, so that every block starts as the identity and the output as zero.
-    self.w_modulation = layers.param(layers.zeros, rngs.params(), (D, 6, D))
-    self.w_last = layers.param(layers.zeros, rngs.params(), (D, 2, D))
+    self.w_modulation = layers.param(layers.zeros, rngs.params(), (D, 6, D), sharding.D_6D)
+    self.w_last = layers.param(layers.zeros, rngs.params(), (D, 2, D), sharding.D_6D)
     self.blocks = transformer.stack(lambda r: Block(config, rngs=r), config.depth, rngs)
 
   def __call__(self, tokens: Tokens, noise_BG: Float[Array, 'b g']) -> Float[Array, 'b l c']:
@@ -133,10 +133,10 @@ class DiT(nnx.Module):
     row = Row(tokens, self.config)
     text_BSC = self.text_encoder(tokens.text, tokens.text_segment, dtype)
     c_BGD = self.condition(noise_BG, text_BSC, tokens, row)
-    shared_BG6D = layers.einsum('bgd,dse->bgse', c_BGD, self.w_modulation[...])
+    shared_BG6D = layers.einsum('bgd,dse->bgse', c_BGD, self.w_modulation[...], sharding.B)
     x_BLD = self.embed(tokens, text_BSC, dtype)
     x_BLD = transformer.run(self.blocks, x_BLD, lambda block, x: block(x, shared_BG6D, row), self.config.remat)
-    shift, scale = (gather(row, layers.einsum('bgd,de->bge', c_BGD, self.w_last[:, i])) for i in range(2))
+    shift, scale = (gather(row, layers.einsum('bgd,de->bge', c_BGD, self.w_last[:, i], sharding.B)) for i in range(2))
     h_BLD = layers.rms_norm(x_BLD) * (1 + scale) + shift
     is_video, is_audio = ((tokens.modality == m)[..., None] for m in (VIDEO, AUDIO))
     video, audio = (head.predict(h_BLD, tokens.latent.shape[-1]) for head in (self.video_head, self.audio_head))
@@ -146,7 +146,7 @@ class DiT(nnx.Module):
     """Embedding of each group's noise level, modality and caption."""
     features = layers.fourier(noise_BG, self.NOISE_FEATURES, 0.25, 64.0).astype(row.group_BLG.dtype)
     h = layers.einsum('bgf,fd->bgd', features, self.w_noise[...])
-    h = layers.einsum('bgd,de->bge', jax.nn.silu(h), self.w_noise_out[...])
+    h = layers.einsum('bgd,de->bge', jax.nn.silu(h), self.w_noise_out[...], sharding.B)
     own_BGS = (tokens.group_segment[:, :, None] == tokens.text_segment[:, None, :]).astype(h.dtype)
     share_BGS = own_BGS / jnp.maximum(jnp.sum(own_BGS, -1, keepdims=True), 1)
     caption = layers.einsum('bgs,bsc->bgc', share_BGS, layers.reshard(text_BSC, sharding.B), sharding.B)

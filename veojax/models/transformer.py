@@ -9,12 +9,21 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import ad_checkpoint
 from jaxtyping import Array, Float, Int
 
 from veojax import sharding
 from veojax.models import attention, layers, rope
 
-Remat = Literal['none', 'dots', 'attention', 'full']
+Remat = Literal['none', 'dots', 'attention', 'offload', 'full']
+BLOCK_INPUT = 'block input'  # what rematerialisation calls it
+POLICIES = {
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names(layers.ATTENTION_OUTPUT),
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT, layers.ATTENTION_OUTPUT],
+        offload_src='device', offload_dst='pinned_host'),
+    'full': None}
 
 
 class SelfAttention(nnx.Module):
@@ -59,16 +68,12 @@ def stack(make_block, depth: int, rngs: nnx.Rngs):
 def run(blocks, x, apply, remat: Remat):
   """x → apply(block, x) for each block of a stack, by one scan.
 
-  remat 'full' keeps only the blocks' inputs for the backward pass; 'attention' also attention's outputs, the dearest to
-  make again in long rows; 'dots' the results of products with parameters.
+  remat says what is kept for the backward pass, which makes all else again: 'none' remakes nothing; 'full' keeps only
+  the blocks' inputs; 'attention' also attention's outputs, the dearest to make again in long rows; 'offload' keeps
+  these two in the host's memory, which on a CPU is the same memory; 'dots' the results of products with parameters.
   """
   def layer(x, block):
-    return apply(block, x), None
-  policies = jax.checkpoint_policies
-  if remat == 'full':
-    layer = jax.checkpoint(layer)
-  elif remat == 'attention':
-    layer = jax.checkpoint(layer, policy=policies.save_only_these_names(layers.ATTENTION_OUTPUT))
-  elif remat == 'dots':
-    layer = jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+    return apply(block, ad_checkpoint.checkpoint_name(x, BLOCK_INPUT)), None
+  if remat != 'none':
+    layer = jax.checkpoint(layer, policy=POLICIES[remat])
   return jax.lax.scan(layer, x, blocks)[0]

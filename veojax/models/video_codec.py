@@ -1,14 +1,16 @@
 """A video VAE as a codec: uint8 clips of any size and length to normalised latents and back.
 
 Latents are posterior means, normalised per channel: (mean - mean_C) / std_C. A clip is extended by repeating its edges
-(the last row, column, frame) and cut into chunks of a fixed number of frames and tiles of a fixed size, so exactly two
-programs are compiled per direction, for the first chunk and for the later ones, whatever the clips. Chunks carry their
+(the last row, column, frame) and cut into chunks of a fixed number of frames and tiles of a fixed size, so three programs
+are compiled per direction, for the first chunk, for the later ones and for a picture alone, whatever the clips. Chunks carry their
 past and equal the whole. Tiles overlap: of every overlap the outer quarters are dropped, and the middle half is a
 linear cross-fade. So tiles equal the whole frame where a quarter of the overlap covers the network's reach in space;
 where it does not, a seam remains, in the tests below a tenth of the signal's standard deviation (root mean square) for
 an overlap of 16 pixels.
 
 Host memory holds the clip and one chunk in float; the device holds one tile's chunk and the past of every tile.
+
+Where a mesh of several devices is in force they share the work, with the same results (`split_codec`).
 """
 import dataclasses
 import functools
@@ -17,32 +19,34 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from veojax.models import codec_file
+from veojax import processes, sharding
+from veojax.models import codec_file, split_codec
 from veojax.models.picture_codec import PictureCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 
 
 @jax.jit
-def encode_tile(vae: VideoVAE, video_BTHWC, state):
+def encode_tile(vae, video_BTHWC, state):
   """uint8 pixels of one tile's chunk → (posterior mean, state)."""
   (mean, _), state = vae.encode_chunk(video_BTHWC.astype(jnp.float32) / 127.5 - 1, state)
   return mean, state
 
 
 @jax.jit
-def decode_tile(vae: VideoVAE, latent_BTHWC, state):
+def decode_tile(vae, latent_BTHWC, state):
   return vae.decode_chunk(latent_BTHWC, state)
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoCodec(PictureCodec):
-  """A trained VideoVAE with the statistics of its latents.
+  """A trained VideoVAE, or one with its face, with the statistics of its latents.
 
   `chunk` is in latent frames; `tile` (the side of a tile) and `overlap` are in pixels. A clip smaller than a chunk or a
   tile costs as much as one: choose them for the clips at hand.
   """
-  vae: VideoVAE
+  vae: nnx.Module
   mean_C: np.ndarray
   std_C: np.ndarray
   chunk: int = 5
@@ -56,9 +60,7 @@ class VideoCodec(PictureCodec):
     if self.tile % sc or self.overlap % sc or not 0 <= self.overlap <= self.tile // 2 or self.tile < 1:
       raise ValueError(f'tile={self.tile} with overlap={self.overlap}: give multiples of {sc}, the overlap at '
                        'most half the tile')
-    if self.chunk < 1:
-      raise ValueError(f'chunk={self.chunk}; give one latent frame or more')
-    self.check_statistics()
+    self.check()
 
   @property
   def temporal_compression(self) -> int:
@@ -68,62 +70,98 @@ class VideoCodec(PictureCodec):
   def spatial_compression(self) -> int:
     return self.vae.cfg.spatial_compression
 
+  def _sides(self, h: int, w: int) -> tuple[int, int]:
+    """Height and width of a tile in latent cells: one size for all frames."""
+    return (self.tile // self.spatial_compression,) * 2
+
   def _encode(self, video_THWC, shape):
     tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
     t, h, w, _ = shape
-    tiles = Tiles(h, w, self.tile // sc, self.overlap // sc, scale=1)
+    tiles = Tiles(h, w, self._sides(h, w), self.overlap // sc, scale=1)
+    step, chunk = self._step(tiles, t, encode_tile, split_codec.encode)
     latent = np.empty((t, h, w, self.vae.cfg.latent_channels), np.float32)
-    for k in range(0, t, self.chunk):
+    for k in range(0, t, chunk):
       # Latent i ends at frame tc·i; the first chunk is shorter by the repeats of frame 0.
-      piece = video_THWC[max(0, tc * (k - 1) + 1):tc * (k + self.chunk - 1) + 1]
-      piece = extend(piece, tc * self.chunk - (tc - 1 if k == 0 else 0), tiles.height * sc, tiles.width * sc)
-      mean = tiles.run(piece, functools.partial(encode_tile, self.vae), sc)
-      latent[k:k + self.chunk] = mean[:t - k, :h, :w]
+      piece = video_THWC[max(0, tc * (k - 1) + 1):tc * (k + chunk - 1) + 1]
+      piece = extend(piece, tc * chunk - (tc - 1 if k == 0 else 0), tiles.height * sc, tiles.width * sc)
+      mean = tiles.run(piece, step, sc)
+      latent[k:k + chunk] = mean[:t - k, :h, :w]
     return latent
 
   def _decode(self, latent_THWC, num_frames, height, width):
     tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
     t, h, w, _ = latent_THWC.shape
-    tiles = Tiles(h, w, self.tile // sc, self.overlap // sc, scale=sc)
+    tiles = Tiles(h, w, self._sides(h, w), self.overlap // sc, scale=sc)
+    step, chunk = self._step(tiles, t, decode_tile, split_codec.decode)
     video = np.empty((num_frames, height, width, 3), np.uint8)
-    for k in range(0, t, self.chunk):
-      piece = extend(latent_THWC[k:k + self.chunk], self.chunk, tiles.height, tiles.width)
-      pixels = tiles.run(piece, functools.partial(decode_tile, self.vae), 1)
+    for k in range(0, t, chunk):
+      pixels = _pixels(tiles, latent_THWC[k:k + chunk], chunk, step, height, width)
       start = max(0, tc * (k - 1) + 1)
-      pixels = pixels[:num_frames - start, :height, :width]
-      video[start:start + len(pixels)] = np.round((np.clip(pixels, -1, 1) + 1) * 127.5)
+      video[start:start + len(pixels)] = pixels[:num_frames - start]
     return video
+
+  def _decode_chunk(self, latent_THWC, height, width, state):
+    tc, sc = self.vae.cfg.temporal_compression, self.vae.cfg.spatial_compression
+    t, h, w, _ = latent_THWC.shape
+    tiles = state or Tiles(h, w, self._sides(h, w), self.overlap // sc, scale=sc)
+    pixels = _pixels(tiles, latent_THWC, self.chunk, functools.partial(decode_tile, self.vae), height, width)
+    return pixels[:tc * t - (tc - 1 if state is None else 0)], tiles
+
+  def _step(self, tiles: 'Tiles', num_latents: int, alone: Callable, shared: Callable) -> tuple[Callable, int]:
+    """(step of `Tiles.run`, latent frames that it takes): `alone` on one device, `shared` over the mesh in force."""
+    # The past that a device gets from the one before is two frames of latents.
+    chunk = 1 if num_latents == 1 else self.chunk
+    num_chunks = -(-num_latents // chunk) if chunk > 1 else 1
+    mesh = sharding.clip_mesh(len(tiles.weights), num_chunks, tiles.sides[0])
+    if mesh.size == 1:
+      return functools.partial(alone, self.vae), chunk
+    tiles.at_once = mesh.shape['tile']
+    return shared(self.vae, mesh), chunk * mesh.shape['time']
+
+
+def _pixels(tiles: 'Tiles', latent_THWC, chunk: int, step: Callable, height: int, width: int) -> np.ndarray:
+  """uint8 frames of the next latents, extended to `chunk` of them."""
+  pixels = tiles.run(extend(latent_THWC, chunk, tiles.height, tiles.width), step, 1)[:, :height, :width]
+  return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 class Tiles:
   """Tiles over a frame of latent cells, each with its carried state; outputs are cross-faded where tiles overlap.
 
-  `side` and `overlap` count latent cells; a cell is `scale` wide in the output.
+  `sides` (height and width) and `overlap` count latent cells; a cell is `scale` wide in the output. `at_once` tiles
+  are one call.
   """
+  at_once = 1
 
-  def __init__(self, h: int, w: int, side: int, overlap: int, scale: int):
-    self.height, self.width, self.side, self.scale = max(h, side), max(w, side), side, scale
-    ys, xs = starts(self.height, side, overlap), starts(self.width, side, overlap)
-    self.weights = {(y, x): ramp(y, ys, side, overlap, scale)[:, None] * ramp(x, xs, side, overlap, scale)
+  def __init__(self, h: int, w: int, sides: tuple[int, int], overlap: int, scale: int):
+    self.height, self.width, self.sides, self.scale = max(h, sides[0]), max(w, sides[1]), sides, scale
+    ys, xs = starts(self.height, sides[0], overlap), starts(self.width, sides[1], overlap)
+    self.weights = {(y, x): ramp(y, ys, sides[0], overlap, scale)[:, None] * ramp(x, xs, sides[1], overlap, scale)
                     for y in ys for x in xs}
     self.states = {}
 
   def run(self, x_THWC: np.ndarray, step: Callable, cell: int) -> np.ndarray:
-    """`step(tile[1, T, H, W, C], state) -> (output, state)` on every tile of one chunk; a cell is `cell` wide in x."""
-    total = 0.0
-    for (y, x), weight in self.weights.items():
-      tile = x_THWC[None, :, y * cell:(y + self.side) * cell, x * cell:(x + self.side) * cell]
-      output, self.states[y, x] = step(tile, self.states.get((y, x)))
-      output = np.asarray(output)[0]
-      if len(self.weights) == 1:
-        return output
+    """`step(tiles[at_once, T, H, W, C], state) -> (output, state)` on all tiles of one chunk; a cell is `cell` wide in
+    x."""
+    total, places = 0.0, list(self.weights)
+    for i in range(0, len(places), self.at_once):
+      some = places[i:i + self.at_once]
+      filled = some + some[-1:] * (self.at_once - len(some))
+      output, self.states[i] = step(np.stack([self._cut(x_THWC, *place, cell) for place in filled]), self.states.get(i))
+      output = processes.fetch(output)
+      if len(places) == 1:
+        return output[0]
       if np.isscalar(total):
-        shape = (len(output), self.height * self.scale, self.width * self.scale, output.shape[-1])
+        shape = (output.shape[1], self.height * self.scale, self.width * self.scale, output.shape[-1])
         total, norm = np.zeros(shape, np.float32), np.zeros((*shape[1:3], 1), np.float32)
-      area = slice(y * self.scale, (y + self.side) * self.scale), slice(x * self.scale, (x + self.side) * self.scale)
-      total[:, area[0], area[1]] += output * weight[..., None]
-      norm[area] += weight[..., None]
+      for (y, x), tile in zip(some, output):
+        area = tuple(slice(start * self.scale, (start + side) * self.scale) for start, side in zip((y, x), self.sides))
+        total[:, area[0], area[1]] += tile * self.weights[y, x][..., None]
+        norm[area] += self.weights[y, x][..., None]
     return total / norm
+
+  def _cut(self, x_THWC, y, x, cell):
+    return x_THWC[:, y * cell:(y + self.sides[0]) * cell, x * cell:(x + self.sides[1]) * cell]
 
 
 def starts(size: int, side: int, overlap: int) -> list[int]:

@@ -153,7 +153,11 @@ class VideoVAE(nnx.Module):
     x = video_BTHWC.astype(self.cfg.dtype)
     if state is None:
       x = jnp.concatenate([x[:, :1]] * (tc - 1) + [x], 1)
-    x = self.patchify(space_to_depth(x, self.cfg.patch_time, self.cfg.patch_size))
+    return self.encode_frames(x, state)
+
+  def encode_frames(self, x_BTHWC: Video, state: State | None) -> tuple[tuple[Video, Video], State]:
+    """As `encode_chunk`, with the repeats of frame 0 there already."""
+    x = self.patchify(space_to_depth(x_BTHWC, self.cfg.patch_time, self.cfg.patch_size))
     x, state = self.encoder(x, state)
     x = self.to_latent(layers.rms_norm(x, self.encoder_scale[...])).astype(jnp.float32)
     mean, logvar = jnp.split(x, 2, -1)
@@ -164,8 +168,11 @@ class VideoVAE(nnx.Module):
     if latent_BTHWC.shape[-1] != self.cfg.latent_channels:
       raise ValueError(f'latents of {latent_BTHWC.shape[-1]} channels for a codec of {self.cfg.latent_channels}; '
                        'use the codec that made them')
-    first = state is None
+    x, new = self.decode_frames(latent_BTHWC, state)
+    return (x[:, self.cfg.temporal_compression - 1:] if state is None else x), new
+
+  def decode_frames(self, latent_BTHWC: Video, state: State | None) -> tuple[Float[Array, 'b t h w 3'], State]:
+    """As `decode_chunk`, with what becomes of the repeats of frame 0."""
     x, state = self.decoder(self.from_latent(latent_BTHWC.astype(self.cfg.dtype)), state)
     x = self.unpatchify(layers.rms_norm(x, self.decoder_scale[...]))
-    x = depth_to_space(x, self.cfg.patch_time, self.cfg.patch_size).astype(jnp.float32)
-    return (x[:, self.cfg.temporal_compression - 1:] if first else x), state
+    return depth_to_space(x, self.cfg.patch_time, self.cfg.patch_size).astype(jnp.float32), state

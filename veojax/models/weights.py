@@ -4,12 +4,27 @@ Names are the attributes' path, joined by dots: `blocks.attention.w_q`.
 """
 import hashlib
 import json
-import pathlib
 
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from veojax import files, processes
+from veojax.models import layers
+
+SHIPPED = files.path(__file__).resolve().parent.parent / 'weights'  # what the project has trained itself, with a card
+
+
+def locate(name):
+  """The folder that comes with the package under this name, or else the path itself, which may be in a bucket."""
+  shipped = SHIPPED / files.path(name).name
+  return shipped if str(name) == shipped.name and shipped.is_dir() else files.path(name)
+
+
+def abstract(make):
+  """The tree of shapes and layouts of `make(rngs)`, of which nothing is computed."""
+  return jax.eval_shape(lambda key: make(layers.Rngs(key)), jax.random.key(0))
 
 
 def names(tree) -> dict:
@@ -35,23 +50,36 @@ def replace(tree, flat: dict):
   return jax.tree.unflatten(jax.tree.structure(tree), [flat[n] for n in wanted])
 
 
+def like(tree, other):
+  """`other`'s values, each with the type and the layout that `tree` has. Raises ValueError as `replace` does."""
+  values = replace(tree, names(other))
+  return jax.tree.map(lambda x, value: jax.device_put(np.asarray(value, x.dtype), x.sharding), tree, values)
+
+
 def save(path, tree, metadata: dict, dtype=None):
-  """Writes safetensors, in `dtype` where one is given; `metadata` as JSON under the key 'veojax'. Atomic."""
-  path = pathlib.Path(path)
-  arrays = {n: np.ascontiguousarray(np.asarray(a, dtype)) for n, a in names(tree).items()}
-  partial = path.with_suffix('.partial')
-  safetensors.numpy.save_file(arrays, partial, metadata={'veojax': json.dumps(metadata)})
-  partial.chmod(0o644)  # safetensors makes files that nobody else may read
-  partial.replace(path)
+  """Writes safetensors, in `dtype` where one is given; `metadata` as JSON under the key 'veojax'. Atomic.
+
+  All processes that hold a part of the tree call it, and process 0 writes.
+  """
+  arrays = {}
+  for name, array in names(tree).items():
+    whole = processes.fetch(array)
+    if processes.is_first():
+      arrays[name] = np.ascontiguousarray(whole.astype(dtype or whole.dtype))
+  if not processes.is_first():
+    return
+  with files.writing(path) as draft:
+    safetensors.numpy.save_file(arrays, draft, metadata={'veojax': json.dumps(metadata)})
+    draft.chmod(0o644)  # safetensors makes files that nobody else may read
 
 
 def load(path) -> tuple[dict, dict]:
   """({name: numpy array}, metadata). Raises ValueError for a file that is missing, truncated or not ours."""
-  path = pathlib.Path(path)
+  path = files.path(path)
   if not path.exists():
     raise ValueError(f'{path} does not exist; train that model first, or name the folder of a finished run')
   try:
-    with safetensors.safe_open(path, framework='numpy') as file:
+    with files.reading(path) as copy, safetensors.safe_open(copy, framework='numpy') as file:
       metadata = json.loads((file.metadata() or {})['veojax'])
       return {name: file.get_tensor(name) for name in file.keys()}, metadata
   except (safetensors.SafetensorError, KeyError, OSError) as error:

@@ -54,6 +54,11 @@ def codec_of(config: AdversarialConfig, model):
   return model['codec'] if config.weight else model
 
 
+def with_codec(config: AdversarialConfig, model, codec):
+  """The model with `codec` in the place of its own."""
+  return {**model, 'codec': codec} if config.weight else codec
+
+
 def optimizer(config: AdversarialConfig, codec_tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """`codec_tx` for the codec and Adam for the discriminator, each seeing its part of the `pair` and nothing else.
 

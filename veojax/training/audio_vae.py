@@ -4,18 +4,16 @@ The objective is `audio_losses.audio_vae_loss`; plus, where its weight is not 0,
 loss against a discriminator trained beside the codec (adversarial.py).
 """
 import dataclasses
-import pathlib
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from veojax import sharding
+from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
-from veojax.generation import export
-from veojax.models import audio_codec
+from veojax.generation import codecs, export
+from veojax.models import audio_codec, layers, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
@@ -33,6 +31,7 @@ class AudioVAERun:
   """configs/*_audio_vae.py as a dataclass."""
   stage: Literal['audio_vae']
   data: str = ''
+  start: str = ''  # a codec, by name, folder or file, whose weights this one begins with; empty: random ones
   seed: int = 0
   model: AudioVAEConfig = AudioVAEConfig()
   num_latents: int = 24                 # of a training crop
@@ -51,6 +50,7 @@ class AudioVAEStep:
 
   def __init__(self, config: AudioVAERun):
     self.config = config
+    self.changes = (config.adversarial.start,) if config.adversarial.weight else ()
 
   def blank(self):
     """A row of the batch, silent."""
@@ -61,9 +61,9 @@ class AudioVAEStep:
     """An AudioVAE, or the `adversarial.pair` of it and its discriminator."""
     config = self.config
     return adversarial.pair(
-        config.adversarial, AudioVAE(config.model, rngs=nnx.Rngs(key)),
+        config.adversarial, AudioVAE(config.model, rngs=layers.Rngs(key)),
         lambda: AudioDiscriminator(config.model.channels, config.discriminator,
-                                   rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
+                                   rngs=layers.Rngs(jax.random.fold_in(key, 1))))
 
   def make_optimizer(self):
     codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
@@ -96,8 +96,15 @@ class AudioVAEStage(AudioVAEStep):
     self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels,
                                        model.sample_rate, config.seed)
 
+  def begin(self, model):
+    config = self.config
+    if not config.start:
+      return model
+    own = adversarial.codec_of(config.adversarial, model)
+    return adversarial.with_codec(config.adversarial, model, weights.like(own, codecs.load(config.start, 'audio').vae))
+
   def codec(self, model) -> AudioCodec:
-    vae = adversarial.codec_of(self.config.adversarial, model)
+    vae = processes.here(adversarial.codec_of(self.config.adversarial, model))
     batches = [np.stack([self.source[row]['audio'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
     return AudioCodec(vae, *audio_codec.statistics(vae, batches))
 
@@ -111,15 +118,22 @@ class AudioVAEStage(AudioVAEStep):
     mel = [float(audio_losses.log_mel_distance(made, true, codec.sample_rate)) for true, made in rows]
     return {'sdr': distortion.sdr(pairs), 'log_mel': float(np.mean(mel))}
 
-  def draw(self, ema, step: int, folder: pathlib.Path):
+  def draw(self, ema, step: int, folder):
     """A held-out sound and its reconstruction, one after the other, as wav and as spectrogram."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_samples', 1)))
     audio = pipeline.mix(clip.audio, codec.channels)
     both = np.concatenate([audio, codec.reconstruct(audio)])
+    if not processes.is_first():
+      return
     folder.mkdir(exist_ok=True)
     sample = export.Sample(**vars(Clip(audio=both, sample_rate=codec.sample_rate)))
-    sample.save(folder / f'{step:07d}.wav')
-    (folder / f'{step:07d}.png').write_bytes(export.spectrogram(sample))
+    with files.writing(folder / f'{step:07d}.wav') as draft:
+      sample.save(draft)
+    files.write(folder / f'{step:07d}.png', export.spectrogram(sample))
 
-  def export(self, ema, workdir: pathlib.Path):
+  def export(self, ema, workdir):
     self.codec(ema).save(workdir / 'codec.safetensors')
+
+  def clips(self, row: int) -> list[str]:
+    """The name of the clip in a row."""
+    return [self.dataset.id(clip) for clip in self.source.clips_of(row)]

@@ -1,24 +1,28 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, with the data's position in them.
 
 A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the
-step, the count of skipped steps, the global row number that comes next). A part can be read without the others.
+step, the counts of skipped steps, the norm's level, the global row number that comes next). A part can be read without
+the others. Of several processes each writes and reads its devices' part, and all of them find the same: what one cannot
+read or write, none has.
 
 A checkpoint that cannot be read whole is set aside as damaged-<step> and named, and the one before it is used.
 """
 import contextlib
 import gc
 import logging
-import pathlib
 import warnings
 
 import jax
 import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
+from veojax import files, processes
 from veojax.models import weights
 from veojax.training.step import State
 
 PARTS = ('model', 'ema', 'opt')
+COUNTS = {'step': int, 'skipped': int, 'skipped_in_a_row': int, 'norm_level': float}
+NEWER = {'skipped_in_a_row': 0, 'norm_level': 0.0}  # what older checkpoints do not have
 log = logging.getLogger(__name__)
 
 
@@ -27,19 +31,31 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-  """The checkpoints in one folder: the newest `keep` are kept. `save` returns at once; `close` waits for what is
-  under way."""
+  """The checkpoints in one folder: the newest `keep` are kept, and every `keep_every`-th step (0: none). `save` returns
+  at once; `close` waits for what is under way. A save that takes more than `patience` seconds has failed: where one
+  process cannot write, the others wait that long for it."""
 
-  def __init__(self, folder, keep: int = 2):
-    self.folder, self.keep = pathlib.Path(folder).resolve(), keep
-    self._open()
+  def __init__(self, folder, keep: int = 2, keep_every: int = 0, patience: int = 1200):
+    self.folder, self.keep, self.keep_every = files.absolute(folder), keep, keep_every
+    self.context = ocp.Context()
+    self.context.asynchronous.timeout_secs = patience
     self._pending = None
+    self._open()
 
   def _open(self):
+    processes.on_first(self._clear)
+    policies = ocp.training.preservation_policies
+    kept = [policies.LatestN(self.keep)] + ([policies.EveryNSteps(self.keep_every)] if self.keep_every else [])
+    with explained(self.folder):
+      self._checkpointer = ocp.training.Checkpointer(
+          str(self.folder), context=self.context, preservation_policy=policies.AnyPreservationPolicy(kept))
+
+  def _clear(self):
+    """Makes the folder, and removes what saves have left in it that came to no end."""
     with explained(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
-      policy = ocp.training.preservation_policies.LatestN(self.keep)
-      self._checkpointer = ocp.training.Checkpointer(str(self.folder), preservation_policy=policy)
+      for partial in self.folder.glob('*.orbax-checkpoint-tmp*'):
+        partial.rmtree()
 
   @property
   def latest(self) -> int | None:
@@ -48,15 +64,40 @@ class Checkpoints:
     return None if newest is None else newest.step
 
   def save(self, state: State, row: int):
-    """Copies the state off the device and writes it in the background; waits for the save before it, if any."""
-    self.wait()
+    """Copies the state off the device and writes it in the background; waits for the save before it, if any.
+
+    ValueError where this could not begin in some process, or where the save before it has failed; this one then goes
+    on. The checkpoints before are kept.
+    """
+    failed = None
+    try:
+      self.wait()
+    except ValueError as error:
+      failed = error
     step = int(state.step)
-    if step == self.latest:
-      return
-    parts = {name: weights.names(getattr(state, name)) for name in PARTS}
-    progress = {'step': step, 'skipped': int(state.skipped), 'row': int(row)}
-    with explained(self.folder):
-      self._pending = self._checkpointer.save_checkpointables_async(step, {**parts, 'progress': progress}, force=True)
+    if step != self.latest:
+      parts = {name: weights.names(getattr(state, name)) for name in PARTS}
+      progress = {name: kind(getattr(state, name)) for name, kind in COUNTS.items()} | {'row': int(row)}
+      self._together(lambda: self._begin(step, {**parts, 'progress': progress}))
+    if failed is not None:
+      raise failed
+
+  def _begin(self, step, parts):
+    self._pending = self._checkpointer.save_checkpointables_async(step, parts, force=True)
+
+  def _together(self, do):
+    """do(), which writes; where it fails in any process, all raise ValueError, and none counts what was not written."""
+    problem = ''
+    try:
+      with explained(self.folder):
+        do()
+    except ValueError as error:
+      problem = str(error)
+    problem = processes.agree(problem)
+    if problem:
+      self._pending = None
+      self._open()
+      raise ValueError(problem)
 
   def restore(self, abstract: State) -> tuple[State, int] | None:
     """The newest state, laid out as `abstract` (of jax.ShapeDtypeStruct with shardings), and the next row; None if
@@ -68,10 +109,14 @@ class Checkpoints:
     while self.latest is not None:
       with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # Orbax leaves coroutines behind that nobody awaits
+        found, reason = None, ''
         try:
-          return self._read(self.latest, abstract)
+          found = self._read(self.latest, abstract)
         except Damaged as error:
           reason = str(error)
+        reason = processes.agree(reason)
+        if not reason:
+          return found
         gc.collect()
       set_aside.append(self._set_aside(self.latest, reason))
     if set_aside:
@@ -85,8 +130,10 @@ class Checkpoints:
     log.warning('checkpoint %d in %s is damaged (%s): set aside as %s, going on from the one before it', step,
                 self.folder, reason, name)
     self._checkpointer.close()
-    with explained(self.folder):
-      (self.folder / str(step)).rename(self.folder / name)
+    def rename():
+      with explained(self.folder):
+        (self.folder / str(step)).rename(self.folder / name)
+    processes.on_first(rename)
     self._open()
     return name
 
@@ -100,17 +147,18 @@ class Checkpoints:
     wanted = {name: weights.names(getattr(abstract, name)) for name in PARTS}
     with readable():
       loaded = self._checkpointer.load_checkpointables(step, {**wanted, 'progress': None})
-      progress = {name: int(loaded['progress'][name]) for name in ('step', 'skipped', 'row')}
+      progress = NEWER | loaded['progress']
+      counts = {name: kind(progress[name]) for name, kind in COUNTS.items()}
+      row = int(progress['row'])
     parts = {name: weights.replace(getattr(abstract, name), loaded[name]) for name in PARTS}
-    counts = {name: jax.device_put(np.int32(progress[name]), getattr(abstract, name).sharding)
-              for name in ('step', 'skipped')}
-    return State(**counts, **parts), progress['row']
+    place = lambda value, like: jax.device_put(np.asarray(value, like.dtype), like.sharding)
+    return State(**{name: place(value, getattr(abstract, name)) for name, value in counts.items()}, **parts), row
 
   def wait(self):
+    """Until what is under way is written. ValueError where it failed in any process."""
     if self._pending is not None:
       pending, self._pending = self._pending, None
-      with explained(self.folder):
-        pending.result()
+      self._together(pending.result)
 
   def close(self):
     self.wait()
@@ -135,5 +183,5 @@ def explained(folder):
     yield
   except (OSError, RuntimeError, ValueError) as error:  # tensorstore's are ValueErrors
     reason = getattr(error, 'strerror', None) or str(error).strip().split('\n', 1)[0]
-    raise ValueError(f'checkpoint in {folder}: {reason}; free some space or mend the permissions and start again '
+    raise ValueError(f'checkpoint in {folder}: {reason}; free some space or mend the permissions '
                      '(the checkpoints before it are kept)') from error

@@ -7,20 +7,27 @@ and a part is finished or not there: a second start, with any number of processe
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import queue
 import threading
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 import tensorstore as ts
 
+from veojax import files, processes
 from veojax.data import latents as cache, tasks
 from veojax.data.packing import LatentClip, Still
 from veojax.data.pipeline import Lengths, check_sample_rate, mix
 from veojax.types import Clip
+
+CLIPS_A_DEVICE = 16  # fewer do not repay what a device costs, which compiles the codecs' programs for itself
 
 
 @runtime_checkable
@@ -33,6 +40,7 @@ class VideoCodec(Protocol):
   def encode(self, video: np.ndarray) -> np.ndarray: ...
   def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]: ...
   def hash(self) -> str: ...
+  def on(self, device: jax.Device) -> 'VideoCodec': ...
 
 
 @runtime_checkable
@@ -46,6 +54,7 @@ class AudioCodec(Protocol):
   def encode(self, audio: np.ndarray) -> np.ndarray: ...
   def latent_length(self, num_samples: int) -> int: ...
   def hash(self) -> str: ...
+  def on(self, device: jax.Device) -> 'AudioCodec': ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,13 @@ class EncodedSource:
         raise ValueError(f'clip {i}: its {name} latents are not finite in float16; this codec has not trained soundly')
     return out._replace(video=video, audio=audio, **self.compressions)
 
+  def on(self, device: jax.Device) -> 'EncodedSource':
+    """The same, encoded on a device, at the same time as others."""
+    other = copy.copy(self)
+    other._lock = threading.Lock()
+    other.video_codec, other.audio_codec = (codec and codec.on(device) for codec in (self.video_codec, self.audio_codec))
+    return other
+
   @property
   def compressions(self) -> dict:
     video, audio = self.video_codec, self.audio_codec
@@ -129,13 +145,25 @@ def fingerprint(dataset) -> str:
   return digest.hexdigest()[:16]
 
 
+def cached(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audio_codec: AudioCodec | None, *,
+           num_stills: int = 0) -> cache.LatentCache:
+  """The cache at `path`, of all clips: what is missing is encoded by all processes of the run. Errors: as `write`."""
+  write_ = functools.partial(write, path, dataset, video_codec, audio_codec, num_stills=num_stills)
+  write_(process_index=jax.process_index(), process_count=jax.process_count(), progress=processes.is_first())
+  processes.wait()
+  processes.on_first(lambda: write_(progress=False))  # the index, where no process has seen all parts finished
+  hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
+  return cache.LatentCache.open(path, *hashes)
+
+
 def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audio_codec: AudioCodec | None, *,
           num_stills: int = 0, config: CacheConfig = CacheConfig(), process_index: int = 0, process_count: int = 1,
           num_threads: int = 4, progress: bool = True) -> cache.LatentCache | None:
   """Encodes into the cache at `path` what is not there yet; None where other processes still have parts to write.
 
-  num_threads read clips ahead of the encoder. ValueError where `path` holds latents of other codecs, of another data
-  set or with another number of stills, or cannot be written to; what it holds is kept.
+  The devices of this process encode clips of their own, a device for every CLIPS_A_DEVICE; num_threads read ahead.
+  ValueError where `path` holds latents of other codecs, of another data set or with another number of stills, or cannot
+  be written to; what it holds is kept.
   """
   path = os.fspath(path)
   source = EncodedSource(dataset, video_codec, audio_codec, num_stills)
@@ -145,7 +173,7 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
             'dataset': fingerprint(dataset), 'num_stills': num_stills, **source.compressions,
             **dataclasses.asdict(config)}
   with _explained(path):
-    os.makedirs(os.path.join(path, cache.PARTS), exist_ok=True)
+    (files.path(path) / cache.PARTS).mkdir(parents=True, exist_ok=True)
   have = cache.read_record(path)
   if have is not None:
     cache.check_codecs(path, have, hashes['video'], hashes['audio'])
@@ -159,7 +187,7 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
   layout = _layout(source, record['shard_tokens'])
   record['num_parts'] = len(layout.parts) - 1
   with _explained(path):
-    _write_atomically(os.path.join(path, cache.RECORD), lambda f: f.write(json.dumps(record, indent=2).encode()))
+    files.write(os.path.join(path, cache.RECORD), json.dumps(record, indent=2).encode())
     done = cache.finished_parts(path)
     parts = [p for p in range(process_index, record['num_parts'], process_count) if p not in done]
     arrays = {name: _array(os.path.join(path, name), layout.size[name], len(codec.mean_C), record)
@@ -169,7 +197,8 @@ def write(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, audi
     return None
   with _explained(path):
     index = _index(path, dataset, source, layout)
-    _write_atomically(os.path.join(path, cache.INDEX), lambda f: np.savez(f, **index))
+    with files.writing(os.path.join(path, cache.INDEX)) as draft:
+      np.savez(draft, **index)
   return cache.LatentCache.open(path, hashes['video'], hashes['audio'])
 
 
@@ -206,8 +235,7 @@ def _index(path, dataset, source, layout):
   """What index.npz holds; fps, height and width are 0 where there are no latents of a picture."""
   text = []
   for part in range(len(layout.parts) - 1):
-    with open(_part(path, part), 'rb') as f:
-      text += [t.encode() for t in json.load(f)]
+    text += [t.encode() for t in json.loads(files.path(_part(path, part)).read_bytes())]
   lengths, seen = source.lengths, source.lengths.video.all(1)
   pictures = {name: np.where(seen, dataset.index[name], 0) for name in ('fps', 'height', 'width')}
   return {'video_start': layout.start['video'], 'video_shape': lengths.video, 'audio_start': layout.start['audio'],
@@ -227,20 +255,20 @@ def _array(path, size, channels, record):
   grid = {'name': 'regular', 'configuration': {'chunk_shape': [record['shard_tokens'], channels]}}
   metadata = {'shape': [size, channels], 'data_type': 'float16', 'chunk_grid': grid,
               'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}]}
-  store = {'driver': 'file', 'path': os.path.join(path, '')}
-  return ts.open({'driver': 'zarr3', 'kvstore': store, 'metadata': metadata}, create=True, open=True).result()
+  return ts.open({'driver': 'zarr3', 'kvstore': files.kvstore(path), 'metadata': metadata}, create=True,
+                 open=True).result()
 
 
 def _write_parts(path, source, layout, arrays, parts, num_threads, progress):
-  """Reads ahead in threads, encodes, and writes each part while the next is encoded."""
+  """Reads ahead in threads, encodes clips side by side, and writes each part while the next is encoded."""
   clips = [i for p in parts for i in range(layout.parts[p], layout.parts[p + 1])]
   pending = None
   bar = _bar(len(source), len(source) - len(clips), progress)
-  with _reading(source.dataset, clips, num_threads) as reads, bar as advance:
+  with _encoding(source, clips, num_threads) as latents, bar as advance:
     for part in parts:
       encoded = []
-      for i in range(layout.parts[part], layout.parts[part + 1]):
-        encoded.append(source.encode(i, next(reads)))
+      for _ in range(layout.parts[part], layout.parts[part + 1]):
+        encoded.append(next(latents))
         advance()
       _finish(path, pending)
       tokens = {name: _tokens(encoded, name) for name in arrays}
@@ -264,26 +292,40 @@ def _finish(path, pending):
     with _explained(path):
       for write_ in writes:
         write_.result()
-      _write_atomically(_part(path, part), lambda f: f.write(json.dumps(text).encode()))
+      files.write(_part(path, part), json.dumps(text).encode())
 
 
 @contextlib.contextmanager
-def _reading(dataset, clips, num_threads):
-  """Iterator over the clips in order, read ahead by threads."""
-  with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
-    ahead = collections.deque()
-    def read():
+def _encoding(source, clips, num_threads):
+  """Iterator over the latents of the clips in order; each is read ahead by a thread, and encoded on the first device
+  that is free."""
+  free = queue.SimpleQueue()
+  devices = jax.local_devices()[:max(1, len(clips) // CLIPS_A_DEVICE)]
+  for device in devices:
+    free.put(source.on(device) if len(devices) > 1 else source)
+  with (concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as readers,
+        concurrent.futures.ThreadPoolExecutor(len(devices)) as encoders):
+    def encoded(i, clip):
+      there = free.get()
+      try:
+        return there.encode(i, clip.result())
+      finally:
+        free.put(there)
+
+    def ahead():
+      waiting = collections.deque()
       for i in clips:
-        ahead.append(pool.submit(dataset.__getitem__, int(i)))
-        if len(ahead) > 2 * num_threads:
-          yield ahead.popleft().result()
-      while ahead:
-        yield ahead.popleft().result()
+        clip = readers.submit(source.dataset.__getitem__, int(i))
+        waiting.append(encoders.submit(encoded, int(i), clip))
+        if len(waiting) > 2 * (num_threads + len(devices)):
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
     try:
-      yield read()
+      yield ahead()
     finally:
-      for future in ahead:
-        future.cancel()
+      for pool in (encoders, readers):
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -298,17 +340,6 @@ def _bar(total, done, show):
   with progress.Progress(*columns) as bar:
     task = bar.add_task('encoding latents', total=total, completed=done)
     yield lambda: bar.advance(task)
-
-
-def _write_atomically(path, fill):
-  temporary = f'{path}.{os.getpid()}.tmp'
-  try:
-    with open(temporary, 'wb') as f:
-      fill(f)
-    os.replace(temporary, path)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)
 
 
 @contextlib.contextmanager

@@ -2,25 +2,26 @@
 
 Its order: evaluate, draw samples, save the state with the data's row, next batch, step, log the step before. The host
 runs ahead of the device by AHEAD steps: enough that the device never waits, few enough that a signal is answered at
-once.
+once. Of several processes all run this loop in step; each reads its rows, and what is not an array process 0 writes.
 """
 import collections
 import contextlib
 import dataclasses
-import pathlib
-import signal
 import time
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from veojax import sharding
+from veojax import files, processes, sharding
 from veojax.data import pipeline
-from veojax.training import checkpoint, step as train_step
+from veojax.training import checkpoint, skipped, step as train_step
 from veojax.training.journal import Journal
+from veojax.training.stopping import Notice, Stopped
+from veojax.training.watch import Watch
 
 
 AHEAD = 2
@@ -37,7 +38,12 @@ class LoopConfig:
   evaluate_every: int = 500
   sample_every: int = 1000
   save_every: int = 500
-  keep: int = 2               # checkpoints
+  keep: int = 2               # checkpoints: the newest ones
+  keep_every: int = 0         # and those of steps that are multiples of this; 0: none
+  save_patience: int = 1200   # seconds after which a checkpoint that is not written has failed
+  explosion: float = 10.0     # a gradient of a norm over this many times its running level is not applied; 0: all are
+  max_skipped: int = 50       # updates in a row that are not applied before the run ends; 0: any number
+  hang_seconds: float = 600.0  # a process that long behind the others hangs, and ends the run; 0: none does
   num_threads: int = 4        # that read data
   num_workers: int = 0        # processes, for decoding compressed media
 
@@ -55,66 +61,66 @@ class Stage(Protocol):
   name: str
   config: Any
   source: pipeline.Source
+  changes: tuple[int, ...]  # steps at which the loss becomes another one, and its gradient's norm
 
   def make_model(self, key) -> Any: ...
+  def begin(self, model) -> Any: ...                               # the weights to begin with, `model`'s or others
   def make_optimizer(self) -> optax.GradientTransformation: ...
   def loss(self, model, batch, key, step) -> tuple[Any, dict]: ...
   def batch_spec(self, batch) -> Any: ...                          # tree of PartitionSpec, without the micro-batch axis
   def evaluate(self, ema) -> dict[str, float]: ...
-  def draw(self, ema, step: int, folder: pathlib.Path) -> None: ...  # samples, as files
-  def export(self, ema, workdir: pathlib.Path) -> None: ...          # the model, as `load` reads it
-
-
-class Stopped(Exception):
-  """Raised after a signal, when all is saved."""
-
-  def __init__(self, signum: int, step: int, workdir):
-    super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}: all is saved in {workdir}; '
-                     'the same command goes on from there')
-    self.signum = signum
+  def draw(self, ema, step: int, folder) -> None: ...  # samples, as files
+  def export(self, ema, workdir) -> None: ...          # the model, as `load` reads it
+  def clips(self, row: int) -> list[str]: ...                        # names of the clips in a row of the data
 
 
 def fit(stage: Stage, workdir) -> dict[str, float]:
   """Trains until num_steps, from wherever `workdir` stands; the last metrics.
 
-  Raises Stopped after SIGINT or SIGTERM, with everything saved, and ValueError for a checkpoint of another model.
+  Raises Stopped after SIGINT or SIGTERM, with everything saved, ValueError for a checkpoint of another model, and
+  FloatingPointError where max_skipped updates in a row were not applied.
   """
-  config, workdir = stage.config.loop, pathlib.Path(workdir)
-  mesh = sharding.make_mesh(stage.config.mesh)
-  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir / 'checkpoints', config.keep)))
+  config, workdir = stage.config.loop, files.path(workdir)
+  with sharding.use(stage.config.mesh) as mesh, contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(
+        checkpoint.Checkpoints(workdir / 'checkpoints', config.keep, config.keep_every, config.save_patience)))
     state, row = initial(stage, checkpoints, mesh)
-    journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))
-    received = stack.enter_context(signals())
-    step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decays)
-    rows = config.batch_size * config.accumulate
+    # Before the journal: Grain's import, which bends Python's own for a while, would break the bar's thread.
     batches = stack.enter_context(pipeline.make_iterator(
-        stage.source, row, rows, jax.process_index(), jax.process_count(), config.num_threads, config.num_workers))
+        stage.source, row, config.batch_size, positions(config.batch_size), config.num_threads, config.num_workers))
+    watch = stack.enter_context(Watch(config.hang_seconds))
+    journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))
+    notice = stack.enter_context(Notice())
+    step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decays, config.explosion, stage.changes)
     key, last, before, running = jax.random.key(stage.config.seed), {}, None, collections.deque()
     start = int(state.step)
     for step in range(start, config.num_steps):
       if step > start:
         interludes(stage, state, row, step, checkpoints, journal, workdir)
-      if received:
+      if signum := notice.reached():
         if before is not None:
           journal.log(*before)
         checkpoints.save(state, row)
         checkpoints.wait()
         export(stage, state, workdir)
-        raise Stopped(received[0], step, workdir)
+        raise Stopped(signum, step, workdir)
       waited = time.perf_counter()
-      batch = next(batches)
+      batch = [next(batches) for _ in range(config.accumulate)]
       waited = time.perf_counter() - waited
-      state, metrics = step_fn(state, key, put(batch, stage, config.accumulate))
-      row += rows
-      running.append(metrics['loss'])
+      batch = put(batch, stage)
+      if step == start:
+        step_fn = compiled(step_fn, state, key, batch)
+      state, metrics = step_fn(state, key, batch)
+      row += config.batch_size * config.accumulate
+      running.append(metrics['skipped_in_a_row'])
       if len(running) > AHEAD:
-        jax.block_until_ready(running.popleft())
+        skipped.check(stage, workdir, int(running.popleft()), row - AHEAD * config.batch_size * config.accumulate)
       if before is not None:
         last = journal.log(*before)
       before = ((step + 1, metrics, waited)
                 if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps else None)
       journal.advance(step + 1)
+      watch.mark()
     if before is not None:
       last = journal.log(*before)
     return finish(stage, state, row, checkpoints, journal, workdir, last)
@@ -126,7 +132,7 @@ def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
       stage.make_model, stage.make_optimizer(), key, len(stage.config.loop.ema_decays)))
   key = jax.random.key(stage.config.seed)
   if checkpoints.latest is None:
-    return init(key), 0
+    return begun(stage, init(key)), 0
   # The abstract state names an abstract mesh, or none where nothing is said; Orbax wants the devices themselves.
   spec = lambda s: P() if s.sharding is None else s.sharding.spec
   abstract = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.named(mesh, spec(s))),
@@ -134,14 +140,49 @@ def initial(stage, checkpoints, mesh) -> tuple[train_step.State, int]:
   return checkpoints.restore(abstract)
 
 
-def put(batch, stage, accumulate: int = 1):
-  """A numpy batch on the devices of the mesh in force, as [accumulate, batch_size, ...]."""
-  mesh = jax.sharding.get_mesh()
+def compiled(step_fn, *arguments):
+  """The step, compiled in all processes before any runs it: on CPUs a first collective waits only half a minute for a
+  process that still compiles."""
+  if jax.process_count() == 1:
+    return step_fn
+  program = step_fn.lower(*arguments).compile()
+  processes.wait()
+  return program
 
-  def one(x, spec):
-    x = x.reshape(accumulate, -1, *x.shape[1:])
-    return jax.make_array_from_process_local_data(sharding.named(mesh, P(None, *spec)), x)
-  return jax.tree.map(one, batch, stage.batch_spec(batch))
+
+def begun(stage, state: train_step.State) -> train_step.State:
+  """The first state, with the weights that the stage begins with."""
+  model = stage.begin(state.model)
+  if model is state.model:
+    return state
+  return dataclasses.replace(state, model=model, ema=tuple(jax.tree.map(jnp.copy, model) for _ in state.ema))
+
+
+def positions(batch_size: int) -> list[int]:
+  """The rows of a batch that this process's devices hold, under the mesh in force."""
+  mesh = jax.sharding.get_mesh()
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size % parts:
+    raise ValueError(f'loop.batch_size={batch_size} does not divide over the {parts} parts that the mesh splits a '
+                     f'batch into; make it a multiple of {parts}')
+  held = sharding.named(mesh, sharding.B).addressable_devices_indices_map((batch_size,)).values()
+  return sorted({position for index in held for position in range(*index[0].indices(batch_size))})
+
+
+def put(batches: list, stage):
+  """Numpy micro-batches, each of this process's `positions`, on the devices of the mesh in force, as
+  [len(batches), batch_size, ...]."""
+  mesh, size = jax.sharding.get_mesh(), stage.config.loop.batch_size
+  at = {position: i for i, position in enumerate(positions(size))}
+
+  def one(spec, *micro):
+    def part(index):
+      rows = slice(at[index[1].start or 0], at[(index[1].stop or size) - 1] + 1)
+      return np.stack([x[(rows, *index[2:])] for x in micro[index[0]]])
+    return jax.make_array_from_callback((len(micro), size, *micro[0].shape[1:]),
+                                        sharding.named(mesh, P(None, *spec)), part)
+  spec = stage.batch_spec(batches[0])
+  return jax.tree.map(one, spec, *batches, is_leaf=lambda x: isinstance(x, P))
 
 
 def interludes(stage, state, row, step, checkpoints, journal, workdir):
@@ -153,7 +194,7 @@ def interludes(stage, state, row, step, checkpoints, journal, workdir):
   if due(config.sample_every):
     journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
   if due(config.save_every):
-    checkpoints.save(state, row)
+    journal.attempt('saving a checkpoint', lambda: checkpoints.save(state, row))
 
 
 def evaluate(stage, state) -> dict[str, float]:
@@ -170,11 +211,12 @@ def export(stage, state, workdir):
     folder = workdir / f'ema_{decay:g}' if i else workdir
     folder.mkdir(exist_ok=True)
     stage.export(ema, folder)
+  processes.wait()
 
 
 def is_done(config: LoopConfig, workdir) -> bool:
   """Whether the run in `workdir` has taken all its steps and was exported."""
-  path = pathlib.Path(workdir) / 'done'
+  path = files.path(workdir) / 'done'
   return path.exists() and int(path.read_text()) >= config.num_steps
 
 
@@ -187,25 +229,5 @@ def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, 
   if stage.config.loop.sample_every:
     journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
   checkpoints.wait()
-  (workdir / 'done').write_text(f'{step}\n')
+  processes.on_first(lambda: (workdir / 'done').write_text(f'{step}\n'))
   return {**last, **scores}
-
-
-@contextlib.contextmanager
-def signals():
-  """A list that SIGINT and SIGTERM append to instead of ending the process; a second Ctrl-C ends it at once."""
-  received = []
-
-  def handle(signum, frame):
-    if received and signum == signal.SIGINT:
-      raise KeyboardInterrupt
-    received.append(signum)
-  try:
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-  except ValueError:  # not in the main thread, as in some notebooks: signals then do what they did
-    before = {}
-  try:
-    yield received
-  finally:
-    for signum, handler in before.items():
-      signal.signal(signum, handler)

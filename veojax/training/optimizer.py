@@ -3,11 +3,15 @@ else; with warm-up, a schedule and clipping by global norm.
 
 Muon's update of a matrix has the root mean square `update_rms` whatever its shape (Liu et al. 2025, eq. 4): with 0.2,
 about that of AdamW, one learning rate serves both.
+
+State kept in bfloat16 is rounded at random, up or down with the probabilities that keep its mean: a second moment that
+falls by (1 - b2) of itself a step, less than bfloat16 tells apart, would never fall if it were rounded to the nearest.
 """
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -28,6 +32,7 @@ class OptimizerConfig:
   update_rms: float = 0.2   # muon's
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  state_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of moments and momentum
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -76,6 +81,53 @@ def on_any_mesh(tx: optax.GradientTransformation) -> optax.GradientTransformatio
   return optax.GradientTransformation(tx.init, update)
 
 
+class Rounded(NamedTuple):
+  count: Any  # int32: updates, which number the random roundings
+  state: Any
+
+
+def in_bfloat16(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx` with what its state holds of each parameter kept in bfloat16; it computes with that in float32."""
+  def of_each(params, function, state):
+    shapes = {p.shape for p in jax.tree.leaves(params)}
+    kept = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.shape in shapes
+    leaves, tree = jax.tree.flatten(state)
+    return jax.tree.unflatten(tree, [function(i, x) if kept(x) else x for i, x in enumerate(leaves)])
+
+  def init(params):
+    return Rounded(jnp.zeros((), jnp.int32), of_each(params, lambda _, x: x.astype(jnp.bfloat16), tx.init(params)))
+
+  def update(updates, state, params):
+    whole = of_each(params, lambda _, x: x.astype(jnp.float32), state.state)
+    updates, new = tx.update(updates, whole, params)
+    first_seed = state.count.astype(jnp.uint32) * jnp.uint32(len(jax.tree.leaves(new)))
+    new = of_each(params, lambda i, x: stochastic_round(x, first_seed + jnp.uint32(i)), new)
+    return updates, Rounded(state.count + 1, new)
+  return optax.GradientTransformation(init, update)
+
+
+def stochastic_round(x, seed):
+  """float32 → bfloat16: one of the two neighbours, at random, with x as the mean.
+
+  The randomness is a hash (MurmurHash3's finalizer) of each element's place and a seed, uint32: on any mesh the same,
+  and next to nothing beside the update.
+  """
+  layout = jax.typeof(x).sharding
+  layout = None if layout.mesh.empty else layout.spec
+  place = jnp.uint32(seed) * jnp.uint32(0x9e3779b9)
+  for dim, factor in zip(range(x.ndim), (0x85ebca77, 0xc2b2ae3d, 0x27d4eb2f, 0x165667b1, 0x9e3779b1)):
+    place = mixed(place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim, out_sharding=layout) * jnp.uint32(factor))
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (place >> 16)
+  up_or_down = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xffff0000), jnp.float32)
+  return jnp.where(jnp.isfinite(x), up_or_down, x).astype(jnp.bfloat16)
+
+
+def mixed(h):
+  h = (h ^ (h >> 16)) * jnp.uint32(0x85ebca6b)
+  h = (h ^ (h >> 13)) * jnp.uint32(0xc2b2ae35)
+  return h ^ (h >> 16)
+
+
 def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
   rate = schedule(config, num_steps)
   if config.kind == 'adamw':
@@ -85,4 +137,5 @@ def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformatio
         rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2,
         eps=config.eps, weight_decay_mask=decayed, consistent_rms=config.update_rms,
         muon_weight_dimension_numbers=matrices))
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+  tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+  return in_bfloat16(tx) if config.state_dtype == 'bfloat16' else tx

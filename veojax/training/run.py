@@ -7,21 +7,28 @@ import pathlib
 from rich import console
 
 from veojax import config as door
-from veojax import sharding
+from veojax import files, processes, sharding
 from veojax.data import mixing
 from veojax.generation import codecs
 from veojax.training import journal, loop
+from veojax.training.animatediff import AnimateDiffRun, AnimateDiffStage, AnimateDiffStep
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage, AudioVAEStep
+from veojax.training.mochi import MochiRun, MochiStage, MochiStep
+from veojax.training.svd import SVDRun, SVDStage, SVDStep
 from veojax.training.transformer import TransformerRun, TransformerStage, TransformerStep
 from veojax.training.video_vae import VideoVAERun, VideoVAEStage, VideoVAEStep
 
-RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun}
-STEPS = {'video_vae': VideoVAEStep, 'audio_vae': AudioVAEStep, 'transformer': TransformerStep}
+RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun, 'mochi': MochiRun,
+        'svd': SVDRun, 'animatediff': AnimateDiffRun}
+STEPS = {'video_vae': VideoVAEStep, 'audio_vae': AudioVAEStep, 'transformer': TransformerStep, 'mochi': MochiStep,
+         'svd': SVDStep, 'animatediff': AnimateDiffStep}
+PUBLISHED = {MochiRun: MochiStage, SVDRun: SVDStage, AnimateDiffRun: AnimateDiffStage}
 # What may change between two starts of one run; anything else would make another model of it, or other data.
 FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
+        'loop.keep_every', 'loop.save_patience', 'loop.explosion', 'loop.max_skipped', 'loop.hang_seconds',
         'loop.num_threads', 'loop.num_workers', 'mesh.', 'prompts', 'sampling.', 'clip.', 'data', 'video_codec',
         'audio_codec', 'evaluation_clips', 'optimizer.', 'latents', 'perceptual.weights', 'perceptual.heads',
-        'adversarial.learning_rate')
+        'adversarial.learning_rate', 'dit.remat')
 
 
 def read_config(path):
@@ -49,28 +56,31 @@ def train(config, workdir) -> dict[str, float]:
   """Trains the run in `workdir`, or goes on with what it holds; the last metrics.
 
   config: a path of a config file, its tree, or a run's dataclass. Raises ValueError for what cannot be, before any
-  work, and `loop.Stopped` when a signal has ended it.
+  work, and `stopping.Stopped` when a signal has ended it. Several processes call it alike, after `processes.join`.
   """
   if isinstance(config, (str, pathlib.Path)):
     config = read_config(config)
   if not dataclasses.is_dataclass(config):
     config = build(config)
-  workdir = pathlib.Path(workdir)
-  remember(config, workdir)
+  workdir = files.path(workdir)
+  processes.on_first(lambda: remember(config, workdir))
   if loop.is_done(config.loop, workdir):
-    console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on',
-                            highlight=False)
+    if processes.is_first():
+      console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on',
+                              highlight=False)
     return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
   if isinstance(config, TransformerRun):
     both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
       stage = TransformerStage(config, workdir, *both)
+  elif type(config) in PUBLISHED:
+    stage = PUBLISHED[type(config)](config, workdir)
   else:
     stage = (VideoVAEStage if isinstance(config, VideoVAERun) else AudioVAEStage)(config)
   return loop.fit(stage, workdir)
 
 
-def remember(config, workdir: pathlib.Path):
+def remember(config, workdir):
   """Writes config.json; on a second start compares, tells what changed, and refuses what would be another model."""
   path, tree = workdir / 'config.json', door.to_tree(config)
   try:
@@ -85,17 +95,17 @@ def remember(config, workdir: pathlib.Path):
                          'give another --workdir, or the config it was begun with')
       for line in changed:
         console.Console().print(f'changed since the last start: {line}', highlight=False)
-    path.write_text(json.dumps(tree, indent=2))
+    files.write(path, json.dumps(tree, indent=2).encode())
   except OSError as error:
     raise ValueError(f'{workdir} cannot be written ({error.strerror}); give a --workdir you can write to') from None
 
 
-def codec_of(config: TransformerRun, workdir: pathlib.Path, kind: str):
+def codec_of(config: TransformerRun, workdir, kind: str):
   """The codec a transformer's config names; trained first, inside its workdir, where a config file is named."""
   named = getattr(config, f'{kind}_codec')
   if not named:
     return None
-  path = pathlib.Path(named)
+  path = files.path(named)
   if path.suffix == '.py':
     inner = build(read_config(path))
     data = inner.data or mixing.parts(config.data)[0].path

@@ -1,28 +1,26 @@
 """Stage three: the transformer learns to denoise packed rows of the codecs' latents under their captions."""
 import dataclasses
-import pathlib
-import shutil
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from veojax.data import datasets, latents as latent_cache, mixing, packing, pipeline
+from veojax import files, processes
+from veojax.data import datasets, mixing, packing, pipeline
 from veojax.data.mixing import DataConfig
 from veojax.data.packing import PackConfig
 from veojax.data.tasks import TaskConfig
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
 from veojax.generation import model as models
-from veojax.generation import export
+from veojax.generation import codecs, export
 from veojax.generation.model import ClipConfig, ModelConfig
 from veojax.generation.sampling import SamplingConfig
-from veojax.models import dit, weights
+from veojax.models import codec_file, dit, layers, weights
 from veojax.models.dit import DiT, DiTConfig
+from veojax.models.patched_codec import patched
 from veojax.sharding import MeshConfig
-from veojax.training import heldout, latents, loop, losses, optimizer
+from veojax.training import heldout, latents, losses, optimizer
 from veojax.training.loop import LoopConfig
 from veojax.training.losses import LossConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -35,6 +33,8 @@ class TransformerRun:
   video_codec, audio_codec: a codec that comes with the package ('world'); or a codec's config file, trained first
   inside the run; or the folder of a finished codec run; or a codec.safetensors. An empty audio_codec makes a model
   without sound.
+  video_patch: latents of height and of width that are one token.
+  start: the folder of a model whose weights, and whose tokenizer, this one begins with; empty: random weights.
   data: a prepared data set; or several, [{'path': ..., 'weight': ...}, ...], of pictures or sound alone too. The first
   one's tokenizer reads all captions, and it trains the codecs that are trained inside the run.
   latents: 'cached' encodes every clip once, before the training; 'on_the_fly' whenever it is read.
@@ -42,7 +42,9 @@ class TransformerRun:
   stage: Literal['transformer']
   video_codec: str
   audio_codec: str
+  video_patch: int = 1
   data: str | tuple[DataConfig, ...] = ''
+  start: str = ''
   seed: int = 0
   dit: DiTConfig = DiTConfig()
   objective: Objective = Objective()
@@ -62,13 +64,15 @@ class TransformerRun:
     if self.pack.channels != self.dit.channels:
       raise ValueError(f'pack.channels={self.pack.channels}, but the widest modality has {self.dit.channels} channels; '
                        f'set pack.channels={self.dit.channels}')
+    if self.video_patch < 1:
+      raise ValueError(f'video_patch={self.video_patch}; give 1 or more')
     if not 0 <= self.caption_dropout <= 1:
       raise ValueError(f'caption_dropout={self.caption_dropout}; give a share in [0, 1]')
 
 
 class TransformerStep:
   """What initialising and stepping need: the config alone."""
-  name = 'transformer'
+  name, changes = 'transformer', ()
 
   def __init__(self, config: TransformerRun):
     self.config = config
@@ -78,7 +82,7 @@ class TransformerStep:
     return packing.empty_row(self.config.pack)
 
   def make_model(self, key) -> DiT:
-    return DiT(self.config.dit, rngs=nnx.Rngs(key))
+    return DiT(self.config.dit, rngs=layers.Rngs(key))
 
   def make_optimizer(self):
     return optimizer.make(self.config.optimizer, self.config.loop.num_steps)
@@ -92,12 +96,13 @@ class TransformerStep:
 
 class TransformerStage(TransformerStep):
 
-  def __init__(self, config: TransformerRun, workdir: pathlib.Path, video_codec, audio_codec):
+  def __init__(self, config: TransformerRun, workdir, video_codec, audio_codec):
     super().__init__(config)
-    self.video_codec, self.audio_codec = video_codec, audio_codec
+    self.video_codec, self.audio_codec = patched(video_codec, config.video_patch), audio_codec
     self.parts = mixing.parts(config.data)
     self.dataset = datasets.open_dataset(self.parts[0].path)
-    self.tokenizer = Tokenizer.load(self.dataset.tokenizer_path)
+    self._start = models.load(config.start) if config.start else None
+    self.tokenizer = self._start.tokenizer if self._start else Tokenizer.load(self.dataset.tokenizer_path)
     self._check()
     self._loss = jax.jit(self.loss)
     self.source = self._rows(workdir, datasets.open_dataset, config.caption_dropout)
@@ -122,39 +127,52 @@ class TransformerStage(TransformerStep):
       if codec is not None and codec.latent_channels != channels:
         raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} '
                          f'latent channels; set it to {codec.latent_channels}')
+    for kind in codecs.KINDS if self._start else ():
+      theirs, ours = (codec and codec.hash() for codec in (getattr(x, f'{kind}_codec') for x in (self._start, self)))
+      if theirs != ours:
+        raise ValueError(f'start={config.start} was trained on the latents of another {kind} codec ({theirs}, this run '
+                         f'has {ours}); set {kind}_codec={codec_file.of(weights.locate(config.start), kind)}, '
+                         f'video_patch={self._start.config.video_patch}')
+
+  def begin(self, model):
+    return weights.like(model, self._start.dit) if self._start else model
 
   def evaluate(self, ema) -> dict[str, float]:
-    """Loss of held-out rows, with noise that is the same at every evaluation."""
-    rows, batch = self.held_out.rows_per_epoch, self.config.loop.batch_size
-    totals = []
-    for i in range(max(1, min(8, rows // batch))):
-      tokens = pipeline.stack([self.held_out[(i * batch + j) % rows] for j in range(batch)])
-      tokens = jax.tree.map(lambda x: x[0], loop.put(tokens, self))
-      loss, metrics = self._loss(ema, tokens, jax.random.key(i))
-      totals.append({'loss': float(loss), **{k: float(v) for k, v in metrics.items()}})
-    return {name: float(np.mean([t[name] for t in totals])) for name in totals[0]}
+    return heldout.losses(ema, self, self._loss)
 
   def model(self, ema, name='') -> models.Model:
     config = self.config
-    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text),
+    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text,
+                                    config.video_patch),
                         ema, self.video_codec, self.audio_codec, self.tokenizer, name)
 
-  def draw(self, ema, step: int, folder: pathlib.Path):
+  def draw(self, ema, step: int, folder):
     """Clips of the config's prompts."""
     if self.config.prompts:
+      clips = self.model(ema).generate(list(self.config.prompts))
+      if not processes.is_first():
+        return
       folder.mkdir(exist_ok=True)
-      for i, clip in enumerate(self.model(ema).generate(list(self.config.prompts))):
-        clip.save(folder / f'{step:07d}_{i}.mp4')
-        (folder / f'{step:07d}_{i}.png').write_bytes(export.png(export.contact_sheet(clip)))
+      for i, clip in enumerate(clips):
+        with files.writing(folder / f'{step:07d}_{i}.mp4') as draft:
+          clip.save(draft)
+        files.write(folder / f'{step:07d}_{i}.png', export.png(export.contact_sheet(clip)))
 
-  def export(self, ema, workdir: pathlib.Path):
+  def export(self, ema, workdir):
     """The folder as `veojax.load` reads it."""
-    models.write_config(workdir, self.model(ema).config)
-    shutil.copyfile(self.dataset.tokenizer_path, workdir / 'text.model')
+    if processes.is_first():
+      models.write_config(workdir, self.model(ema).config)
+      self.tokenizer.save(workdir / models.TOKENIZER)
     for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
       if codec is not None:
-        codec.save(workdir / f'{name}_vae.safetensors')
-    weights.save(workdir / 'weights.safetensors', ema, {'kind': 'transformer'})
+        codec.save(codec_file.of(workdir, name))
+    weights.save(workdir / models.WEIGHTS, ema, {'kind': 'transformer'})
+
+  def clips(self, row: int) -> list[str]:
+    """The clips in a row by their names, each with its data set."""
+    places = map(self.source.latents.place, self.source.clips_of(row))
+    return [f'{self.parts[number].path}: {datasets.open_dataset(self.parts[number].path).id(clip)}'
+            for number, clip in places]
 
 
 def _latents(workdir, number, dataset, config, video_codec, audio_codec):
@@ -163,6 +181,4 @@ def _latents(workdir, number, dataset, config, video_codec, audio_codec):
   if config.latents == 'on_the_fly':
     return latents.EncodedSource(dataset, video_codec, audio_codec, num_stills)
   path = workdir / 'latents' / (f'{dataset.split}_{number}' if number else dataset.split)
-  latents.write(path, dataset, video_codec, audio_codec, num_stills=num_stills)
-  hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
-  return latent_cache.LatentCache.open(path, *hashes)
+  return latents.cached(path, dataset, video_codec, audio_codec, num_stills=num_stills)

@@ -6,18 +6,16 @@ per element of the latents; plus, where their weights are not 0, LPIPS of every 
 (adversarial.py).
 """
 import dataclasses
-import pathlib
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from veojax import sharding
+from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
-from veojax.generation import export
-from veojax.models import conv, perceptual, video_codec
+from veojax.generation import codecs, export
+from veojax.models import conv, layers, perceptual, video_codec, weights
 from veojax.models.discriminator import VideoDiscriminator, VideoDiscriminatorConfig
 from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
@@ -42,6 +40,7 @@ class VideoVAERun:
   """configs/*_video_vae.py as a dataclass."""
   stage: Literal['video_vae']
   data: str = ''
+  start: str = ''  # a codec, by name, folder or file, whose weights this one begins with; empty: random ones
   seed: int = 0
   model: VideoVAEConfig = VideoVAEConfig()
   crop: CropConfig = CropConfig()
@@ -74,6 +73,7 @@ class VideoVAEStep:
 
   def __init__(self, config: VideoVAERun):
     self.config = config
+    self.changes = (config.adversarial.start,) if config.adversarial.weight else ()
     if config.perceptual.weight:
       self.lpips = perceptual.load(config.perceptual.weights, config.perceptual.heads)
 
@@ -85,8 +85,8 @@ class VideoVAEStep:
   def make_model(self, key):
     """A VideoVAE, or the `adversarial.pair` of it and its discriminator."""
     return adversarial.pair(
-        self.config.adversarial, VideoVAE(self.config.model, rngs=nnx.Rngs(key)),
-        lambda: VideoDiscriminator(self.config.discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))
+        self.config.adversarial, VideoVAE(self.config.model, rngs=layers.Rngs(key)),
+        lambda: VideoDiscriminator(self.config.discriminator, rngs=layers.Rngs(jax.random.fold_in(key, 1))))
 
   def make_optimizer(self):
     codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
@@ -129,8 +129,15 @@ class VideoVAEStage(VideoVAEStep):
     self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width,
                                       config.seed)
 
+  def begin(self, model):
+    config = self.config
+    if not config.start:
+      return model
+    own = adversarial.codec_of(config.adversarial, model)
+    return adversarial.with_codec(config.adversarial, model, weights.like(own, codecs.load(config.start, 'video').vae))
+
   def codec(self, model) -> VideoCodec:
-    vae = adversarial.codec_of(self.config.adversarial, model)
+    vae = processes.here(adversarial.codec_of(self.config.adversarial, model))
     batches = [np.stack([self.source[row]['video'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
     return VideoCodec(vae, *video_codec.statistics(vae, batches), tile=self.config.tile, overlap=self.config.overlap)
 
@@ -140,13 +147,19 @@ class VideoVAEStage(VideoVAEStep):
     clips = heldout.clips(self.config.data, 'num_frames', self.config.evaluation_clips)
     return {'psnr': distortion.psnr((clip.video, codec.reconstruct(clip.video)) for clip in clips)}
 
-  def draw(self, ema, step: int, folder: pathlib.Path):
+  def draw(self, ema, step: int, folder):
     """Frames of a held-out clip over their reconstructions."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_frames', 1)))
     out = Clip(video=codec.reconstruct(clip.video), fps=clip.fps)
+    if not processes.is_first():
+      return
     folder.mkdir(exist_ok=True)
     sheet = np.concatenate([export.contact_sheet(clip), export.contact_sheet(out)], 0)
-    (folder / f'{step:07d}.png').write_bytes(export.png(sheet))
+    files.write(folder / f'{step:07d}.png', export.png(sheet))
 
-  def export(self, ema, workdir: pathlib.Path):
+  def export(self, ema, workdir):
     self.codec(ema).save(workdir / 'codec.safetensors')
+
+  def clips(self, row: int) -> list[str]:
+    """The name of the clip in a row."""
+    return [self.dataset.id(clip) for clip in self.source.clips_of(row)]

@@ -24,8 +24,9 @@ from jaxtyping import Array, Bool, Float, Int
 from veojax import config as door
 from veojax import sharding
 from veojax.data.tokenizer import Tokenizer
-from veojax.models import layers, transformer
+from veojax.models import layers, transformer, weights
 from veojax.zoo import weight_table
+from veojax.zoo.published import Part
 from veojax.zoo.transforms import LINEAR, LINEAR_FROM_HEADS
 from veojax.zoo.weight_table import Rule, drop
 
@@ -189,6 +190,10 @@ TABLES = {'t5': (*_SHARED, Rule(f'encoder.block.0.{_BIAS}', 'relative_bias')),
 ENCODERS = {'t5': T5Encoder, 'umt5': UMT5Encoder}
 
 
+PART = Part('T5EncoderModel', T5Config, lambda config, rngs: ENCODERS[config.model_type](config, rngs=rngs),
+            lambda config: TABLES[config.model_type], IGNORED)
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def _encode(encoder, ids_BS, mask_BS, dtype: str):
   return encoder(ids_BS, mask_BS, dtype).astype(jnp.float32)
@@ -231,7 +236,7 @@ def load(folder, tokenizer=None, dtype: Literal['float32', 'bfloat16'] = 'float3
   if vocabulary.vocab_size > config.vocab_size:
     raise ValueError(f'the tokenizer of {folder} has {vocabulary.vocab_size} pieces and the encoder embeds '
                      f'{config.vocab_size}; give the spiece.model that belongs to these weights')
-  shapes = jax.eval_shape(lambda key: ENCODERS[config.model_type](config, rngs=nnx.Rngs(key)), jax.random.key(0))
+  shapes = weights.abstract(lambda rngs: ENCODERS[config.model_type](config, rngs=rngs))
   return TextModel(weight_table.load(folder, TABLES[config.model_type], shapes), vocabulary, dtype)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from veojax.models import codec_file, conv, layers, video_codec
+from veojax.models import codec_file, conv, layers, video_codec, weights
 from veojax.models.conv import SpatialConv, Video
 from veojax.models.picture_codec import PictureCodec
 from veojax.zoo import weight_table
@@ -180,9 +180,7 @@ class FrameCodec(PictureCodec):
   temporal_compression, spatial_compression = 1, SPATIAL_COMPRESSION
 
   def __post_init__(self):
-    if self.chunk < 1:
-      raise ValueError(f'chunk={self.chunk}; give one frame or more')
-    self.check_statistics()
+    self.check()
 
   def _encode(self, video_THWC, shape):
     t, h, w, _ = shape
@@ -191,11 +189,10 @@ class FrameCodec(PictureCodec):
         _encode(self.vae, video_codec.extend(video_THWC[i:i + self.chunk], self.chunk, *size)[None])[0]
         for i in range(0, t, self.chunk)])[:t]
 
-  def _decode(self, latent_THWC, num_frames, height, width):
-    size = latent_THWC.shape[1:3]
-    pixels = [_decode(self.vae, video_codec.extend(latent_THWC[i:i + self.chunk], self.chunk, *size)[None])[0]
-              for i in range(0, num_frames, self.chunk)]
-    return np.concatenate(pixels)[:num_frames, :height, :width]
+  def _decode_chunk(self, latent_THWC, height, width, state):
+    t, h, w, _ = latent_THWC.shape
+    pixels = _decode(self.vae, video_codec.extend(latent_THWC, self.chunk, h, w)[None])[0]
+    return np.asarray(pixels)[:t, :height, :width], None
 
 
 def fitted(codec: FrameCodec, videos: Iterable[np.ndarray]) -> FrameCodec:
@@ -209,7 +206,7 @@ def fitted(codec: FrameCodec, videos: Iterable[np.ndarray]) -> FrameCodec:
 def load(source, mean_C=None, std_C=None, chunk: int = 4) -> FrameCodec:
   """The codec of published weights: a .safetensors file or its folder."""
   cfg = TAEF2Config()
-  shapes = jax.eval_shape(lambda key: TAEF2(cfg, rngs=nnx.Rngs(key)), jax.random.key(0))
+  shapes = weights.abstract(lambda rngs: TAEF2(cfg, rngs=rngs))
   mean_C = np.zeros(cfg.latent_channels, np.float32) if mean_C is None else np.asarray(mean_C, np.float32)
   std_C = np.ones(cfg.latent_channels, np.float32) if std_C is None else np.asarray(std_C, np.float32)
   return FrameCodec(weight_table.load(source, TABLE, shapes), mean_C, std_C, chunk)

@@ -48,3 +48,21 @@ def pointwise(num_dims: int) -> Transform:
 def patch(*sizes: int) -> Transform:
   """A convolution with kernel and stride `sizes` to a matrix [(…sizes, C), D] over patches."""
   return Transform('patch', _channels_last, lambda x: _channels_first(x.reshape(*sizes, -1, x.shape[-1])))
+
+
+def in_halves(head_dim: int) -> Transform:
+  """A Linear to heads, to [D, N, K], or a head's scale [K], whose rotary pairs are published as (2i, 2i+1) and rotated
+  here as (i, i + K/2): each head's rows are reordered."""
+  def reorder(x, *split):
+    return x.reshape(-1, *split, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+  def back(x):
+    return reorder(x.reshape(len(x), -1).T if x.ndim == 3 else x.reshape(-1), 2, head_dim // 2)
+  return Transform('linear to heads in halves', lambda x: reorder(x, head_dim // 2, 2).T, back)
+
+
+def channels_of_blocks(size: int) -> Transform:
+  """A Linear, or its bias, whose outputs are blocks of `size` cells, published (C, …cells) and here (…cells, C)."""
+  def swap(x, *split):
+    return x.reshape(*split, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+  return Transform('channels of blocks', lambda x: swap(x, -1, size).T, lambda x: swap(x.T, size, -1))

@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,6 @@ from veojax.models import weights
 from veojax.zoo import weight_files
 from veojax.zoo.transforms import SAME, Transform
 
-DTYPES = ('F32', 'F16', 'BF16')
 SHOWN = 20  # keys of each kind in an error
 _GROUP = re.compile(r'\{(\w+)(?::([^{}]+))?\}')
 
@@ -41,12 +40,13 @@ class Rule:
   """Where the tensors under one kind of key go.
 
   Several targets lie one after another on the source's first axis (q, k and v in one matrix; both halves of a gated
-  MLP, in the order of the names). No target drops the tensor, for a `reason`. Where two rules lead to one target (a
-  matrix stored twice, a second dialect), tensors that meet there must be equal, and the first rule writes it back.
+  MLP, in the order of the names), each with the transform or with one of its own. No target drops the tensor, for a
+  `reason`. Where two rules lead to one target (a matrix stored twice, a second dialect), tensors that meet there must
+  be equal, and one of them writes it back: the one whose keys the file had, or the first.
   """
   source: str
   targets: str | Sequence[str] = ()
-  transform: Transform = SAME
+  transform: Transform | Sequence[Transform] = SAME
   reason: str = ''
 
   def __post_init__(self):
@@ -60,6 +60,11 @@ class Rule:
   @property
   def groups(self) -> set[str]:
     return _groups(self.source)
+
+  @property
+  def transforms(self) -> Sequence[Transform]:
+    """One for each target."""
+    return [self.transform] * len(self.targets) if isinstance(self.transform, Transform) else self.transform
 
   @functools.cached_property
   def _regexes(self) -> tuple[re.Pattern, tuple[re.Pattern, ...]]:
@@ -113,7 +118,8 @@ class Entry:
 
   def part_shapes(self, shapes) -> list[tuple[int, ...]]:
     """Of what stands in the source tensor for each place; `shapes` are the model's parameters by path."""
-    return [self.rule.transform.source_shape(_shape(shapes, place)) for place in self.places]
+    return [transform.source_shape(_shape(shapes, place))
+            for place, transform in zip(self.places, self.rule.transforms, strict=True)]
 
   def source_shape(self, shapes) -> tuple[int, ...]:
     first, *others = self.part_shapes(shapes)
@@ -124,13 +130,17 @@ class Entry:
     parts = [tensor]
     if len(self.places) > 1:
       parts = np.split(tensor, list(itertools.accumulate(shape[0] for shape in self.part_shapes(shapes)))[:-1])
-    return {place: self.rule.transform.forward(part).reshape(_shape(shapes, place))
-            for place, part in zip(self.places, parts)}
+    return {place: transform.forward(part).reshape(_shape(shapes, place))
+            for place, transform, part in zip(self.places, self.rule.transforms, parts, strict=True)}
+
+  def part(self, place: Place, leaf) -> np.ndarray:
+    """What one place gives to the tensor as it is published, from that parameter."""
+    transform = self.rule.transforms[self.places.index(place)]
+    return transform.back(np.asarray(leaf if place[1] is None else leaf[place[1]]))
 
   def write(self, leaves) -> np.ndarray:
     """The tensor as it is published, from the model's parameters by path."""
-    parts = [self.rule.transform.back(np.asarray(leaves[path] if layer is None else leaves[path][layer]))
-             for path, layer in self.places]
+    parts = [self.part(place, leaves[place[0]]) for place in self.places]
     return np.asarray(np.concatenate(parts) if len(parts) > 1 else parts[0], order='C')
 
 
@@ -139,23 +149,25 @@ def _shape(shapes, place: Place) -> tuple[int, ...]:
   return tuple(shapes[path].shape if layer is None else shapes[path].shape[1:])
 
 
-def entries(table: Sequence[Rule], model) -> dict[str, Entry]:
-  """Every tensor of the published file of `model` (of arrays or of shapes), by its key."""
-  found = {}
+def entries(table: Sequence[Rule], model, stored: Collection[str] = ()) -> dict[str, Entry]:
+  """Every tensor of the published file of `model` (of arrays or of shapes), by its key: of several names for one
+  parameter that which the file has `stored`, else the first."""
+  found, stored = {}, set(stored)
   for path, leaf in weights.names(model).items():
-    candidates = ((rule, rule.keys(path, leaf.shape[0] if leaf.shape else 0)) for rule in table)
-    rule, keys = next(((rule, keys) for rule, keys in candidates if keys), (None, []))
-    assert rule is not None, f'no rule of the table fills {path}'
+    candidates = [(rule, keys) for rule in table if (keys := rule.keys(path, leaf.shape[0] if leaf.shape else 0))]
+    assert candidates, f'no rule of the table fills {path}'
+    rule, keys = max(candidates, key=lambda candidate: len(stored.intersection(candidate[1])))
     found.update({key: Entry(key, rule, rule.places(key)) for key in keys})
   return found
 
 
-def save(folder, table: Sequence[Rule], model, shard_bytes: int = weight_files.SHARD_BYTES):
-  """Writes `model` under its published names: model.safetensors, or shards with their index."""
+def save(folder, table: Sequence[Rule], model, shard_bytes: int = weight_files.SHARD_BYTES, stem: str = 'model'):
+  """Writes `model` under its published names: STEM.safetensors, or shards with their index."""
   leaves, wanted = weights.names(model), entries(table, model)
   sizes = {key: sum(math.prod(_shape(leaves, place)) * leaves[place[0]].dtype.itemsize for place in entry.places)
            for key, entry in wanted.items()}
-  weight_files.write(folder, sizes, ((key, entry.write(leaves)) for key, entry in wanted.items()), shard_bytes)
+  weight_files.write(folder, sizes, ((key, entry.write(leaves)) for key, entry in wanted.items()), shard_bytes,
+                     stem)
 
 
 def load(source, table: Sequence[Rule], model):
@@ -163,29 +175,41 @@ def load(source, table: Sequence[Rule], model):
 
   Raises one ValueError that lists what is missing, unexpected and misshapen; and one for values that are not finite.
   """
-  shapes, leaves, filled = weights.names(model), {}, {}
   with weight_files.opened(source) as files:
-    for entry in match(source, files, table, model):
-      _take(leaves, filled, entry, files, shapes)
-  return weights.replace(model, leaves)
+    return weights.replace(model, dict(leaves(source, files, table, model)))
 
 
-def _take(leaves, filled, entry, files, shapes):
-  tensor = files.read(entry.key)
-  if not np.isfinite(tensor).all():
-    raise ValueError(f'{entry.key} holds values that are not finite; copy or convert the file again')
-  for place, value in entry.read(tensor, shapes).items():
-    first = filled.setdefault(place, entry)
-    if first is entry:
-      path, layer = place
-      leaves[path] = _put(leaves.get(path), value, layer, shapes[path])
-    elif not np.array_equal(value, first.read(files.read(first.key), shapes)[place]):
-      raise ValueError(f'{first.key} and {entry.key} are two values of one parameter; keep one of them')
+def leaves(source, files: weight_files.WeightFiles, table: Sequence[Rule], model) -> Iterator[tuple[str, jax.Array]]:
+  """The parameters of `model` by their paths, each made of its tensors when it is asked for; errors as of `load`."""
+  shapes, filling = weights.names(model), {}
+  for entry in match(source, files, table, model):
+    for path in dict.fromkeys(path for path, _ in entry.places):
+      filling.setdefault(path, []).append(entry)
+  for path in shapes:
+    yield path, _leaf(path, filling[path], files, shapes)
+
+
+def _leaf(path: str, entries: list[Entry], files, shapes) -> jax.Array:
+  leaf, filled = None, {}
+  for entry in entries:
+    tensor = files.read(entry.key)
+    if not np.isfinite(tensor).all():
+      raise ValueError(f'{entry.key} holds values that are not finite; copy or convert the file again')
+    for place, value in entry.read(tensor, shapes).items():
+      if place[0] != path:
+        continue
+      first = filled.setdefault(place, entry)
+      if first is entry:
+        leaf = _put(leaf, value, place[1], shapes[path])
+      elif not np.array_equal(value, first.read(files.read(first.key), shapes)[place]):
+        raise ValueError(f'{first.key} and {entry.key} are two values of one parameter; keep one of them')
+    del tensor, value
+  return leaf
 
 
 def match(source, files: weight_files.WeightFiles, table: Sequence[Rule], model) -> list[Entry]:
   """The tensors to read, from the headers alone; or the ValueError about all that does not fit."""
-  shapes, wanted = weights.names(model), entries(table, model)
+  shapes, wanted = weights.names(model), entries(table, model, files.keys())
   plan, dtypes, unexpected, misshapen = [], {}, [], []
   for key in files.keys():
     found = [Entry(key, rule, places) for rule in table if (places := rule.places(key)) is not None]
@@ -198,9 +222,10 @@ def match(source, files: weight_files.WeightFiles, table: Sequence[Rule], model)
       (dtype, shape), expected = files.header(key), found[0].source_shape(shapes)
       stacked_dtype = dtypes.setdefault(found[0].places[0][0], dtype)
       if shape != expected:
-        misshapen.append(f'{key} {list(shape)} for {list(expected)} ({found[0].rule.transform.name})')
-      elif dtype not in DTYPES or dtype != stacked_dtype:
-        misshapen.append(f'{key} of {dtype} for {stacked_dtype if stacked_dtype in DTYPES else " or ".join(DTYPES)}')
+        misshapen.append(f'{key} {list(shape)} for {list(expected)} ({found[0].rule.transforms[0].name})')
+      elif dtype not in weight_files.DTYPES or dtype != stacked_dtype:
+        wanted_dtypes = [stacked_dtype] if stacked_dtype in weight_files.DTYPES else weight_files.DTYPES
+        misshapen.append(f'{key} of {dtype} for {" or ".join(wanted_dtypes)}')
   filled = {place for entry in plan for place in entry.places}
   missing = [key for key, entry in wanted.items() if not filled.issuperset(entry.places)]
   problems = [f'{kind} ({len(rows)}): {", ".join(rows[:SHOWN])}{" ..." if len(rows) > SHOWN else ""}' for kind, rows in

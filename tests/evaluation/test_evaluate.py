@@ -1,0 +1,110 @@
+"""An evaluation of a small random model: the report opens, holds all it shows, and is not computed twice."""
+import csv
+import html.parser
+import json
+
+import pytest
+
+from veojax import cli
+from veojax.evaluation import evaluate, sweep_report, units
+from veojax.evaluation.benchmark import Row, Score
+
+
+class Reader(html.parser.HTMLParser):
+
+  def __init__(self):
+    super().__init__()
+    self.sources, self.words, self.tags = [], [], []
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    self.sources += [value for name, value in attributes if name in ('src', 'href')]
+
+  def handle_data(self, data):
+    self.words.append(data)
+
+
+@pytest.fixture(scope='module')
+def made(model_folder, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('report')
+  options = {'num_clips': 4, 'levels': ('L2', 'L4'), 'given': 'first_frame', 'num_inference_steps': 1}
+  return folder, options, evaluate.evaluate(str(model_folder), 'world', folder, options, batch=4, show=False)
+
+
+def test_the_report_opens_and_holds_everything(made):
+  folder, _, result = made
+  reader = Reader()
+  reader.feed((folder / 'report.html').read_text())
+  assert all(source.startswith('data:') for source in reader.sources)
+  assert reader.tags.count('video') == 4 and reader.tags.count('table') == 2
+  words = ' '.join(reader.words)
+  assert all(metric in words for metric in result.scores)
+  assert all(row.text in words for row in result.columns['made'])
+  told = json.loads((folder / 'report.json').read_text())
+  assert told['options']['num_inference_steps'] == 1 and told['setting']['num_frames'] == 9
+  assert set(told['scores']['count']) == {'made', 'truth', 'codec', 'shuffled'}
+  read = lambda name: list(csv.DictReader((folder / name).read_text().splitlines()))
+  lines = read('report.csv')
+  assert {(line['metric'], line['column']) for line in lines} == {
+      (metric, column) for metric, row in result.scores.items() for column in row}
+  assert len(read('clips.csv')) == 4 * 4
+
+
+def test_going_on_computes_nothing_twice(made, model_folder, monkeypatch):
+  folder, options, result = made
+
+  def never(self, unit, subject, **rest):
+    raise AssertionError(unit)
+  monkeypatch.setattr(units.Store, 'run', never)
+  again = evaluate.evaluate(str(model_folder), 'world', folder, options, batch=4, show=False)
+  assert again.scores == result.scores
+
+
+def test_errors_against_the_record_are_of_clips_whose_frames_were_given(made):
+  _, _, result = made
+  assert 'error' in result.columns['made'][0].kept and 'position_error' in result.scores
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--model', 'truth', '--benchmark', 'wrld'], "did you mean 'world'"),
+    (['--model', 'truth', '--num_clip=3'], 'num_clip'),
+    (['--model', 'truth', '--guidance_scale=3'], 'makes nothing'),
+    (['--model', 'truth', '--split=sen'], 'seen'),
+    (['--model', 'nowhere'], 'no model'),
+])
+def test_what_cannot_be_is_refused_in_one_line(argv, message, capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, '_host', lambda rows: __import__('veojax.host').host)
+  assert cli.main(['evaluate', *argv, '--output', str(tmp_path)]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count('\n') == 1
+
+
+def test_on_a_mesh_the_scores_are_the_same(model_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, '_host', lambda rows: __import__('veojax.host').host)
+  scores = []
+  for i, mesh in enumerate(([], ['--mesh.data=2', '--mesh.context=4'])):
+    assert cli.main(['evaluate', '--model', str(model_folder), '--benchmark', 'basic', '--num_clips=4', '--batch=4',
+                     '--num_inference_steps=1', '--output', str(tmp_path / str(i)), *mesh]) == 0
+    told = json.loads((tmp_path / str(i) / 'report.json').read_text())
+    scores.append({name: columns['made'][0] if isinstance(columns['made'], list) else columns['made']['value']
+                   for name, columns in told['scores'].items()})
+  assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 5
+  for name, value in scores[0].items():
+    assert value == pytest.approx(scores[1][name], rel=0.02, abs=1e-3, nan_ok=True)
+
+
+def test_the_front_is_what_nothing_beats():
+  points = [(1, .2), (2, .5), (2, .4), (4, .45), (8, .9)]
+  assert sweep_report.front(points, 'higher') == [0, 1, 4]
+  assert sweep_report.front(points, 'lower') == [0]
+  assert sweep_report.front([(1, -3.), (2, 1.), (3, -2.)], 'zero') == [0, 1]
+
+
+def test_differences_are_paired_by_clip():
+  rows = lambda values: [Row(i, f'text {i}', values={'m': v}) for i, v in enumerate(values)]
+  low, high = [.1, .9, .2, .8, .5, .4], [.2, 1., .3, .9, .6, .5]
+  mean, least, most = sweep_report.difference(rows(high), rows(low), 'm')
+  assert mean == pytest.approx(.1) and least == pytest.approx(.1) and most == pytest.approx(.1)
+  others = [Row(i, 'another text', values={'m': 1.}) for i in range(6)]
+  assert sweep_report.difference(rows(high), others, 'm') is None
+  assert Score._fields == ('value', 'low', 'high', 'num_clips', 'coverage')

@@ -1,0 +1,114 @@
+"""Protocols against PyTorch's resizing, the refusal of unknown networks, and the distance from rows alone."""
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from veojax.evaluation import fvd, set_distance
+from veojax.evaluation.benchmark import Row, Subject
+from veojax.evaluation.fvd import FVD, PROTOCOLS
+from veojax.zoo import i3d
+
+
+class Pixels:
+  """In place of the network: the pixels that it would see."""
+
+  def __call__(self, video_BTHWC, epsilon):
+    return video_BTHWC
+
+
+def seen(monkeypatch, video, protocol):
+  monkeypatch.setattr(fvd, '_logits', fvd._logits.__wrapped__)
+  return fvd.features(Pixels(), video, PROTOCOLS[protocol])
+
+
+@pytest.mark.parametrize('height, width', [(40, 60), (300, 260)])
+@pytest.mark.parametrize('protocol', list(PROTOCOLS))
+def test_pixels_are_those_of_the_protocols(monkeypatch, protocol, height, width):
+  torch = pytest.importorskip('torch', reason="PyTorch is not installed: pip install -e '.[parity]'")
+  video = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+  got = seen(monkeypatch, video, protocol)
+  x = torch.tensor(video).permute(0, 3, 1, 2).float() / 255
+  resize = lambda size: torch.nn.functional.interpolate(x, size=size, mode='bilinear', align_corners=False)
+  if protocol == 'videogpt':
+    scale = 224 / min(height, width)
+    size = (224, int(np.ceil(width * scale))) if height < width else (int(np.ceil(height * scale)), 224)
+    want = resize(size)
+    top, left = (want.shape[2] - 224) // 2, (want.shape[3] - 224) // 2
+    want = want[:, :, top:top + 224, left:left + 224]
+  elif protocol == 'google':
+    # Corners at 0: as PyTorch samples a grid whose first point is the first pixel's centre.
+    y, x_at = (torch.clip(torch.arange(224) * (n / 224), max=n - 1) / (n - 1) * 2 - 1 for n in (height, width))
+    grid = torch.stack(torch.meshgrid(y, x_at, indexing='ij')[::-1], -1)[None].expand(2, -1, -1, -1)
+    want = torch.nn.functional.grid_sample(x, grid.float(), mode='bilinear', align_corners=True)
+  else:
+    want = resize((224, 224))
+  assert got.shape == (2, 224, 224, 3)
+  np.testing.assert_allclose(got, 2 * want.permute(0, 2, 3, 1).numpy() - 1, atol=2e-4)
+
+
+def test_frames_that_are_looked_at():
+  video = np.arange(40)
+  first = FVD(num_frames=12, stride=2, protocol='fastvideo')
+  assert first.window(video, 3, True).tolist() == first.window(video, 3, False).tolist() == list(range(0, 24, 2))
+  anywhere = FVD(num_frames=12, protocol='stylegan-v')
+  starts = {int(anywhere.window(video, i, True)[0]) for i in range(50)}
+  assert len(starts) > 10 and max(starts) <= 28 and anywhere.window(video, 7, False)[0] == 0
+  assert anywhere.window(video, 7, True).tolist() == anywhere.window(video, 7, True).tolist()
+  assert anywhere.window(video[:11], 0, True) is None
+  with pytest.raises(ValueError, match='takes 11'):
+    FVD(num_frames=10, protocol='videogpt')
+
+
+@pytest.fixture
+def unknown(tmp_path):
+  path = tmp_path / 'i3d.safetensors'
+  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': 'ab' * 32})
+  return str(path)
+
+
+def test_other_networks_are_refused_and_never_called_fvd(unknown, tmp_path):
+  fvd.load.cache_clear()
+  with pytest.raises(ValueError, match='needs the weights of its I3D: i3d_torchscript.pt .*veojax.zoo.origin'):
+    FVD().fitted(Subject('truth'))
+  with pytest.raises(ValueError, match='unknown network .*abab.* FVD is by'):
+    fvd.load(unknown, False)
+  assert list(FVD(weights=unknown, allow_unknown_weights=True).METRICS) == ['frechet-i3d/stylegan-v']
+  with pytest.raises(ValueError, match='no I3D under any'):
+    fvd.load(unknown, True)  # allowed, and then read
+  sha256 = next(key for key in i3d.OTHERS if key.startswith('sha256')).removeprefix('sha256:')
+  imagenet, true = tmp_path / 'imagenet.safetensors', tmp_path / 'true.safetensors'
+  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, imagenet, {'sha256': sha256})
+  with pytest.raises(ValueError, match='rgb_imagenet.pt .*FVD is by'):
+    fvd.load(str(imagenet), False)
+  sha256 = next(iter(i3d.FVD)).removeprefix('sha256:')
+  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, true, {'sha256': sha256})
+  assert list(FVD(weights=str(true), protocol='google').METRICS) == ['fvd/google']
+
+
+def rows(seed, count, shift=0., dim=5):
+  x = np.random.default_rng(seed).normal(shift, 1, (count, dim))
+  return [Row(i, kept={'logits': [x[i].tolist()]}) for i in range(count)], x
+
+
+def test_the_distance_and_its_floor_come_from_rows_alone(unknown):
+  (made, x), (true, y) = rows(0, 60, .5), rows(1, 60)
+  made[7].kept = {}  # a clip that was too short
+  scores = FVD(num_clips=60, weights=unknown, allow_unknown_weights=True).scores({'made': made, 'truth': true})
+  by_column = scores['frechet-i3d/stylegan-v']
+  value = set_distance.between([np.delete(x, 7, 0)], [y])
+  assert by_column['made'].value == pytest.approx(value) and by_column['made'].coverage == pytest.approx(59 / 60)
+  assert by_column['made'].low < value < by_column['made'].high
+  floor = by_column['truth']
+  assert floor.value == pytest.approx(set_distance.between([y[::2]], [y[1::2]])) and floor.num_clips == 30
+  assert floor.value < value
+  assert FVD().scores({'made': made}) == {}
+
+
+def test_the_interval_covers_the_spread_of_other_draws():
+  found, covered = [], 0
+  for seed in range(40):
+    (made, _), (true, _) = rows(2 * seed, 40, 1.), rows(2 * seed + 1, 40)
+    found.append(set_distance.score({'made': made, 'truth': true}, 'logits')['made'])
+  centre = np.mean([s.value for s in found])
+  covered = np.mean([s.low <= centre <= s.high for s in found])
+  assert .8 < covered <= 1

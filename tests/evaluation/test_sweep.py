@@ -1,0 +1,123 @@
+"""A sweep on a small random model: the same table from any number of processes and after any number of kills."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from veojax.evaluation import sweep, units
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OPTIONS = {'num_clips': 3, 'levels': ('L2',)}
+GRID = ['guidance_scale=2,3', 'num_inference_steps=2']
+BATCH = 2
+
+
+def run(model, output, grid=GRID, **changes):
+  return sweep.sweep([str(model)], sweep.parse_grid(grid), output, options=OPTIONS, batch=BATCH, show=False, **changes)
+
+
+def rows(folder) -> dict:
+  """Everything that was measured, by file, without how long it took."""
+  return {str(path.relative_to(folder)): json.loads(path.read_text())['rows']
+          for path in sorted(folder.glob('units/*/*.json'))}
+
+
+@pytest.fixture(scope='module')
+def whole(model_folder, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('whole')
+  outcomes = run(model_folder, folder)
+  return folder, outcomes
+
+
+def test_every_cell_has_its_scores_costs_and_clips(whole):
+  folder, outcomes = whole
+  assert [o.calls for o in outcomes] == [4, 4] and not any(o.error for o in outcomes)
+  for outcome in outcomes:
+    assert [row.index for row in outcome.columns['made']] == list(range(3))
+    assert set(outcome.columns) == {'made', 'truth', 'codec', 'shuffled'}
+    assert outcome.scores['count_constancy']['truth'].value > .5 and outcome.scores['told']['made'].num_clips == 3
+  # Two units of the truth and two of the codecs serve both cells.
+  assert len(rows(folder)) == 2 * (2 + 2)
+  report = json.loads((folder / 'report.json').read_text())
+  assert [cell['settings']['guidance_scale'] for cell in report['cells']] == [2, 3]
+  assert (folder / 'report.csv').read_text().count('\n') > 100 and '<table class="sortable">' in (
+      folder / 'report.html').read_text()
+
+
+def test_processes_share_the_work_and_give_the_same_table(model_folder, whole, tmp_path):
+  for count in (2, 4):
+    folder = tmp_path / str(count)
+    results = [run(model_folder, folder, process_index=i, process_count=count) for i in range(count)]
+    assert results[:-1] == [None] * (count - 1) and results[-1] is not None
+    assert rows(folder) == rows(whole[0])
+    for name in ('report.json', 'report.csv'):
+      assert (folder / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_a_larger_grid_computes_only_what_is_new(model_folder, whole, monkeypatch):
+  done = []
+  monkeypatch.setattr(units.Store, 'run', lambda self, unit, subject, **rest: done.append(unit.part))
+  run(model_folder, whole[0], ['guidance_scale=2,3,5', *GRID[1:]])
+  assert done == ['made'] * 2
+
+
+def test_a_cell_that_fails_is_told_and_ends_nothing(model_folder, whole, tmp_path):
+  outcomes = sweep.sweep([str(model_folder), str(tmp_path / 'nowhere')], {'sampler': ['euler', 'nonsense'], 'split': [
+      'seen', 'count']}, tmp_path / 'out', options={**OPTIONS, 'num_clips': 2}, batch=BATCH, show=False)
+  errors = {o.cell.name.split(' ', 1)[1]: o.error for o in outcomes[:4]}
+  assert not errors['sampler=euler split=seen'] and 'four objects' in errors['sampler=euler split=count']
+  assert 'nonsense' in errors['sampler=nonsense split=seen']
+  assert all('no model' in o.error for o in outcomes[4:])
+  page = (tmp_path / 'out' / 'report.html').read_text()
+  assert 'four objects' in page and 'nowhere' in page
+
+
+def test_what_fails_in_one_process_leaves_the_others_work_as_it_is(model_folder, tmp_path, monkeypatch):
+  good = units.Store.run
+
+  def run_some(self, unit, subject, **rest):
+    if unit.part == 'made' and unit.first == 0:
+      units.write(self._failure(unit), 'broken')
+      raise RuntimeError('broken')
+    good(self, unit, subject, **rest)
+  monkeypatch.setattr(units.Store, 'run', run_some)
+  results = [run(model_folder, tmp_path, process_index=i, process_count=2) for i in range(2)]
+  assert [o.error for o in results[1]] == ['broken', 'broken']
+  monkeypatch.undo()
+  done = []
+  monkeypatch.setattr(units.Store, 'run', lambda self, unit, subject, **rest: done.append((unit.part, unit.first)))
+  run(model_folder, tmp_path)
+  assert {part for part, _ in done} == {'made'} and (('made', 0) in done)  # all else was done
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_any_point_and_resumed_equals_one_left_alone(model_folder, whole, tmp_path):
+  command = [sys.executable, '-c', f'''
+import jax
+jax.config.update('jax_num_cpu_devices', 8)
+from veojax.evaluation import sweep
+sweep.sweep([{str(model_folder)!r}], sweep.parse_grid({GRID!r}), {str(tmp_path)!r}, options={OPTIONS!r}, batch={BATCH},
+            show=False)''']
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  written, kills = {}, 0
+  for want in (2, 5):  # files at which it is killed
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    while process.poll() is None and len(list(tmp_path.glob('units/*/*.json'))) < want:
+      time.sleep(.01)
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    process.wait()
+    now = {path: path.stat().st_mtime_ns for path in tmp_path.glob('units/*/*.json')}
+    assert all(now[path] == when for path, when in written.items())  # nothing was computed twice
+    written = now
+  assert kills == 2
+  subprocess.run(command, env=environment, cwd=ROOT, check=True)
+  assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+  assert rows(tmp_path) == rows(whole[0])
+  assert (tmp_path / 'report.json').read_bytes() == (whole[0] / 'report.json').read_bytes()

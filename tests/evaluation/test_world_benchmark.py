@@ -1,0 +1,72 @@
+"""The world as a benchmark: its splits show what they say, rows depend on nothing but their number, floors lie
+below."""
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+
+from veojax.data import world, world_scene
+from veojax.evaluation.benchmark import Subject
+from veojax.evaluation.world_benchmark import SPLITS, World
+
+TRUTH = Subject('truth')
+SMALL = World(num_clips=8, num_frames=17)
+
+
+@pytest.fixture(scope='module')
+def rows():
+  return SMALL.rows(TRUTH, 'truth', range(8))
+
+
+def test_rows_depend_on_their_number_alone_and_are_plain_json(rows):
+  assert SMALL.rows(TRUTH, 'truth', [6, 1]) == {column: [part[6], part[1]] for column, part in rows.items()}
+  assert json.loads(json.dumps([dataclasses.asdict(row) for row in rows['truth']], allow_nan=False)) == [
+      dataclasses.asdict(row) for row in rows['truth']]
+  assert [row.group for row in rows['truth']] == ['L1', 'L2', 'L3', 'L4'] * 2
+
+
+def test_scores_do_not_depend_on_the_order_of_the_clips(rows):
+  mixed = {column: random.Random(0).sample(part, len(part)) for column, part in rows.items()}
+  one, two = SMALL.scores(rows), SMALL.scores(mixed)
+  assert one.keys() == two.keys() and 'fsd' in one
+  for metric in one:
+    for column, score in one[metric].items():
+      np.testing.assert_allclose(two[metric][column], score, rtol=1e-9)
+      assert score.low <= score.value <= score.high and score.num_clips == 8 and 0 < score.coverage <= 1
+
+
+def test_the_truth_is_right_and_held_to_other_captions_it_is_not(rows):
+  scores = SMALL.scores(rows)
+  for metric in ('permanence', 'count_constancy', 'colour', 'shape', 'size', 'count', 'direction', 'material',
+                 'all_right'):
+    assert scores[metric]['truth'].value > .95, metric
+  for metric in ('colour', 'all_right', 'told', 'f1', 'impact_has_sound'):
+    assert scores[metric]['shuffled'].value < scores[metric]['truth'].value - .15, metric
+  assert scores['spurious']['truth'].value == 0 < scores['spurious']['shuffled'].value
+
+
+def test_errors_over_time_are_drawn_of_clips_whose_frames_were_given(rows):
+  assert list(SMALL.plots({**rows, 'made': rows['truth']})) == ['Error over time']
+  assert SMALL.plots({**rows, 'made': rows['shuffled']}) == {}
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_splits_show_what_training_does_not(split):
+  bench = World(num_clips=6, split=split, num_frames=9)
+  cases = [bench.case(i) for i in range(6)]
+  things = [o for case in cases for o in case.info['objects']]
+  assert len({case.text for case in cases}) == 6
+  assert all(world_scene.held_out(o['colour'], o['shape']) == (split == 'pairs') for o in things) or split in (
+      'count', 'range')
+  assert all((len(case.info['objects']) == 4) == (split == 'count') for case in cases)
+  assert all((o['radius'] in world.OUTER_RADII.values()) == (split == 'range') for o in things)
+  assert all(len(case.video) == (17 if split == 'length' else 9) for case in cases)
+
+
+def test_what_does_not_go_together_is_refused():
+  with pytest.raises(ValueError, match='four objects'):
+    World(split='count', levels=('L2',))
+  with pytest.raises(ValueError, match='num_clips=0'):
+    World(num_clips=0)

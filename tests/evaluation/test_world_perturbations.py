@@ -1,0 +1,30 @@
+"""The parser's own test: each way to spoil true clips moves exactly the metrics that the matrix says."""
+import pytest
+
+from veojax.evaluation import world_judge, world_perturbations
+
+
+@pytest.fixture(scope='module')
+def found():
+  return world_perturbations.means(16)
+
+
+@pytest.mark.parametrize('name', world_perturbations.PERTURBATIONS)
+def test_a_perturbation_moves_the_metrics_of_its_line_and_no_others(found, name):
+  wrong = {metric: (found['truth'][metric], found[name].get(metric), world_perturbations.MATRIX[name].get(metric))
+           for metric in found['truth'] if not world_perturbations.agrees(found, name, metric)}
+  assert not wrong
+
+
+def test_known_sizes_are_met(found):
+  change = lambda name, metric: found[name][metric] - found['truth'][metric]
+  assert found['gravity x 0.7']['gravity_error'] == pytest.approx(.3, abs=.03)
+  assert found['slow motion']['gravity_error'] == pytest.approx(.75, abs=.03)
+  assert change('sound + 40 ms', 'bias') == pytest.approx(40, abs=6)
+  assert found['vanish']['count_constancy'] == pytest.approx(16 / 33, abs=1e-9)
+
+
+def test_every_line_speaks_of_metrics_that_are_measured(found):
+  assert set(world_perturbations.MATRIX) == set(world_perturbations.PERTURBATIONS) == set(found) - {'truth'}
+  named = {metric for line in world_perturbations.MATRIX.values() for metric in line}
+  assert named <= set(found['truth']) <= set(world_judge.METRICS) == set(world_perturbations.TOLERANCE)

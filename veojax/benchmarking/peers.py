@@ -1,0 +1,102 @@
+"""The same block shapes through another project's transformer, in the same run and on the same device.
+
+diffusers: its Wan transformer (self-attention, cross-attention to the text, MLP) under torch.compile, with as many
+blocks, heads and tokens as ours, and an MLP so wide that its products with parameters are as many FLOPs as ours. It
+trains as ours does: parameters in float32, blocks in the config's precision, AdamW.
+"""
+import importlib.util
+import time
+
+import jax
+
+from veojax import host
+from veojax.benchmarking.timing import Candidate
+from veojax.compiling import model_flops
+from veojax.models.dit import DiTConfig
+from veojax.training.transformer import TransformerRun
+
+PEERS = ('diffusers',)
+LONGEST = 1024  # places along one axis that Wan's rotary positions know
+
+
+def check(name: str, what: str, config):
+  """Raises ValueError where there is no such peer, it is not installed, or does not do this."""
+  if name not in PEERS:
+    raise ValueError(f'no peer {name!r}; known: {", ".join(PEERS)}')
+  if not isinstance(config, TransformerRun) or what not in ('train', 'forward'):
+    raise ValueError(f'--peer {name} goes with --what train or forward of the config of a transformer, not with {what} '
+                     f'of {config.stage!r}')
+  if not all(map(importlib.util.find_spec, ('torch', 'diffusers'))):
+    raise ValueError("--peer diffusers needs PyTorch and diffusers; pip install 'veojax[parity]' brings them")
+
+
+def mlp_width(dit: DiTConfig) -> int:
+  """Two matrices of it and cross-attention's two over all tokens are as much as our three."""
+  return (3 * dit.mlp_width - 2 * dit.width) // 2
+
+
+def flops(dit: DiTConfig, tokens: int, text: int) -> float:
+  """Forward, of one row, counted as `model_flops` counts ours."""
+  D, F = dit.width, mlp_width(dit)
+  matrix = 2 * tokens * (6 * D * D + 2 * D * F) + 2 * text * 2 * D * D
+  return dit.depth * (matrix + 4 * D * tokens * (tokens + text))
+
+
+def grid(tokens: int) -> tuple[int, int, int]:
+  """Frames, height and width that make so many tokens. Raises ValueError where none do."""
+  for width in range(min(tokens, LONGEST), 0, -1):
+    if tokens % width == 0 and tokens // width <= LONGEST:
+      return 1, tokens // width, width
+    if tokens % (width * width) == 0 and tokens // width ** 2 <= LONGEST:
+      return tokens // width ** 2, width, width
+  raise ValueError(f'no frame has {tokens} tokens of sides up to {LONGEST}; give another pack.row_tokens')
+
+
+def diffusers(config: TransformerRun, what: str) -> Candidate:
+  """One forward call or training step of diffusers' Wan transformer on a batch of rows."""
+  import torch
+  dit, B, L, S = config.dit, config.loop.batch_size, config.pack.row_tokens, config.pack.max_text
+  device = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
+  if device == 'cpu':
+    torch.set_num_threads(host.num_cores())
+  start = time.perf_counter()
+  model, operands = _wan(torch, config, device)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+  call = torch.compile(model)
+  half = torch.autocast(device, torch.bfloat16, enabled=dit.dtype == 'bfloat16')
+  done = torch.cuda.synchronize if device == 'cuda' else (lambda: None)
+
+  def forward():
+    with half, torch.no_grad():
+      call(*operands, return_dict=False)
+    done()
+
+  def train():
+    optimizer.zero_grad(set_to_none=True)
+    with half:
+      out, = call(*operands, return_dict=False)
+    out.float().square().mean().backward()
+    optimizer.step()
+    done()
+  one = {'forward': forward, 'train': train}[what]
+  one()  # compiles
+  units = {'rows a step': B, 'tokens a step': B * L} if what == 'train' else {'rows': B, 'tokens': B * L}
+  memory = float(torch.cuda.max_memory_allocated()) if device == 'cuda' else None
+  times = model_flops.TRAINING if what == 'train' else 1
+  return Candidate(f"diffusers' Wan, {what}", one, times * B * flops(dit, L, S), units, time.perf_counter() - start,
+                   memory)
+
+
+def _wan(torch, config, device):
+  """(model, (latents, time, text)) of a config's sizes."""
+  from diffusers import WanTransformer3DModel
+  dit, B, S = config.dit, config.loop.batch_size, config.pack.max_text
+  t, h, w = grid(config.pack.row_tokens)
+  with torch.device(device):
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=dit.num_heads, attention_head_dim=dit.width // dit.num_heads,
+        in_channels=16, out_channels=16, text_dim=dit.text.width, ffn_dim=mlp_width(dit), num_layers=dit.depth,
+        rope_max_seq_len=LONGEST)
+    if dit.remat != 'none':
+      model.enable_gradient_checkpointing()
+    return model, (torch.randn(B, 16, t, 2 * h, 2 * w), torch.full((B,), 500), torch.randn(B, S, dit.text.width))

@@ -1,0 +1,154 @@
+"""What a benchmark is: clips by number → a row of values for each → a table of scores with what it takes to believe
+them.
+
+A benchmark is a frozen dataclass. Its fields are its options (`num_clips` and `seed` among them), and it has
+
+  METRICS            {name: Metric}
+  KEY                the metrics that a first look needs
+  WORST              the metric by which a report shows its worst clips first; '' where none belongs to single clips
+  fitted(subject)    the benchmark with all that it takes from the subject written into its fields (sizes of clips):
+                     what is equal then gives equal rows
+  parts(subject)     the pieces of work that the subject allows, of PARTS
+  rows(subject, part, indices, keep)
+                     {column: [Row, ...]}, a row for every index; pure, and row i is the same whatever else is asked
+                     for. keep(column, index, clip) may be called with clips that a report could show
+  scores(rows)       {metric: {column: Score}} from {column: rows} alone, so that what is on disk is enough; mostly
+                     `table`
+  plots(rows)        {title: matplotlib figure}, may be empty
+
+Columns stand side by side in every table: what is judged ('made'), the ceiling ('truth'), what the model's codecs leave
+of the truth ('codec'), and the floor ('shuffled': captions, or sounds, of other clips). Part 'made' may fill two of
+them, 'made' and 'shuffled'. A value that is undefined for a clip is left out of its row: it lowers the coverage, and is
+never 0.
+"""
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from veojax.types import Clip
+
+PARTS = ('made', 'truth', 'codec')
+COLUMNS = ('made', 'truth', 'codec', 'shuffled')
+NUM_BOOTSTRAP = 1000
+
+
+class Metric(NamedTuple):
+  """better: which way is better; 'zero' for signed errors, '' for what is only described. about: one sentence."""
+  better: Literal['higher', 'lower', 'zero', '']
+  about: str
+  group: str = ''
+  unit: str = ''
+
+
+class Score(NamedTuple):
+  """A cell of the table. low, high: 95 % interval. num_clips: asked for. coverage: the share for which it is
+  defined."""
+  value: float
+  low: float
+  high: float
+  num_clips: int
+  coverage: float
+
+
+@dataclasses.dataclass
+class Row:
+  """What is measured of clip `index`. group: the kind of clip it is (a level), for tables by group. kept: lists that
+  `scores` and `plots` need beyond the values (features of a set, curves over time). All of it is plain JSON."""
+  index: int
+  text: str = ''
+  group: str = ''
+  values: dict[str, float] = dataclasses.field(default_factory=dict)
+  kept: dict[str, list] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is judged. model: a generation.Model, or None for the truth alone. codecs: (video, audio), of the model if
+  there is one; either may be None. options: for `Model.generate`. batch: clips made at a time, fewer being filled up to
+  it, so that they share a compilation."""
+  name: str
+  model: Any = None
+  codecs: tuple[Any, Any] = (None, None)
+  options: dict = dataclasses.field(default_factory=dict)
+  batch: int = 1
+
+  def make(self, prompts: list[str], indices: Sequence[int], *, seed: int, given: list | None = None,
+           **options) -> list[Clip]:
+    """Clips of the model for some indices in a row, each with the key fold_in(seed, index)."""
+    first, num = indices[0], len(prompts)
+    if list(indices) != list(range(first, first + num)):
+      raise ValueError(f'indices {list(indices)} for {num} prompts; clips are made in runs, one after another')
+    more = max(0, self.batch - num)
+    if given is not None:
+      options['given'] = given + given[-1:] * more
+    return self.model.generate(prompts + prompts[-1:] * more, seed=seed, first_index=first, **self.options,
+                               **options)[:num]
+
+
+Keep = Callable[[str, int, Clip], None]
+
+
+def keep_nothing(column: str, index: int, clip: Clip):
+  """A `keep` for where no clip is wanted."""
+
+
+class Benchmark(Protocol):
+  num_clips: int
+  seed: int
+  METRICS: dict[str, Metric]
+  KEY: tuple[str, ...]
+  WORST: str
+
+  def fitted(self, subject: Subject) -> 'Benchmark': ...
+
+  def parts(self, subject: Subject) -> tuple[str, ...]: ...
+
+  def rows(self, subject: Subject, part: str, indices: Sequence[int], keep: Keep) -> dict[str, list[Row]]: ...
+
+  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]: ...
+
+  def plots(self, rows: dict[str, list[Row]]) -> dict[str, Any]: ...
+
+
+def values(rows: Sequence[Row], metric: str) -> np.ndarray:
+  """float[n], NaN where undefined, in the order of the rows."""
+  return np.array([row.values.get(metric, np.nan) for row in rows], np.float64)
+
+
+def score(each: np.ndarray) -> Score:
+  """The mean of the defined values, its 95 % bootstrap interval over clips, and the coverage."""
+  defined = each[np.isfinite(each)]
+  if not len(defined):
+    return Score(float('nan'), float('nan'), float('nan'), len(each), 0.0)
+  return Score(float(defined.mean()), *interval(defined), len(each), len(defined) / len(each))
+
+
+def interval(values: np.ndarray, num: int = NUM_BOOTSTRAP) -> tuple[float, float]:
+  """95 % bootstrap interval of the mean; the same for the same values in any order."""
+  values = np.sort(values)
+  rng = np.random.default_rng(0)
+  # Counts instead of indices: one product for all draws.
+  draws = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), num) @ values / len(values)
+  low, high = np.percentile(draws, (2.5, 97.5))
+  return float(low), float(high)
+
+
+def table(metrics: dict[str, Metric], rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
+  """{metric: {column: Score}} of the metrics that some clip defines: means over clips."""
+  scores = {name: {column: score(values(part, name)) for column, part in rows.items()} for name in metrics}
+  return {name: {c: s for c, s in by_column.items() if s.coverage > 0} for name, by_column in scores.items()
+          if any(s.coverage > 0 for s in by_column.values())}
+
+
+def over_halves(distance: Callable[[np.ndarray, np.ndarray], float], num_clips: int, num: int = 100) -> Score:
+  """A distance between two sets, told from random halves of them: distance(a, b) of the numbers of the clips of either
+  half. low, high: the 95 % range over the halves. A set's distance from itself is then not 0 but the floor of any."""
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(num):
+    order = rng.permutation(num_clips)
+    found.append(distance(np.sort(order[:num_clips // 2]), np.sort(order[num_clips // 2:])))
+  low, high = np.percentile(found, (2.5, 97.5))
+  return Score(float(np.mean(found)), float(low), float(high), num_clips, 1.0)

@@ -1,0 +1,80 @@
+"""The clips that benchmarks of pictures and sounds at large are measured on: of a prepared data set, or of the world.
+
+Clip i is the same whatever else is asked for: true, through the codecs, or made from its caption.
+"""
+import dataclasses
+import functools
+
+import numpy as np
+
+from veojax.data import media, pipeline
+from veojax.evaluation import round_trip
+from veojax.evaluation.benchmark import Subject
+from veojax.training import heldout
+from veojax.types import Clip
+
+WORLD = 'world'
+
+
+@functools.lru_cache(2)
+def _dataset(data: str):
+  return heldout.split(data)
+
+
+def fitted(bench, subject: Subject, **changes):
+  """The benchmark with scenes of its seed and of the subject's sizes. bench has `data`, 'world' or a prepared data set,
+  whose held-out split is taken; `scenes`, a World; and `seed`."""
+  scenes = dataclasses.replace(bench.scenes, seed=bench.seed).fitted(subject)
+  return dataclasses.replace(bench, scenes=scenes, **changes)
+
+
+def truth(bench, index: int) -> Clip:
+  """The true clip of this number. ValueError where there are not as many."""
+  if bench.data == WORLD:
+    return bench.scenes.case(index)
+  dataset = _dataset(bench.data)
+  if index >= len(dataset):
+    raise ValueError(f'{bench.data} holds {len(dataset)} clips to measure on, and clip {index} is asked for; '
+                     f'set num_clips={len(dataset)}, or prepare more')
+  return dataset[index]
+
+
+def parts(subject: Subject) -> tuple[str, ...]:
+  codec = ('codec',) if any(codec is not None for codec in subject.codecs) else ()
+  return (('made',) if subject.model is not None else ()) + ('truth', *codec)
+
+
+def of_part(bench, part: str, truths: list[Clip], indices, subject: Subject) -> list[Clip]:
+  """The clips of a column, in the order of the truths. Scenes are made in their own size, others in the model's."""
+  if part == 'truth':
+    return truths
+  if part == 'codec':
+    return [through(clip, subject) for clip in truths]
+  size = {}
+  if bench.data == WORLD:
+    size = dict(zip(('num_frames', 'height', 'width'), truths[0].video.shape[:3])) | {'fps': truths[0].fps}
+  return subject.make([t.text for t in truths], indices, seed=bench.seed, **size)
+
+
+def through(clip: Clip, subject: Subject) -> Clip:
+  """The clip through the codecs and back; a half without a codec is left out."""
+  video_codec, audio_codec = subject.codecs
+  clip = adapted(clip, audio_codec)
+  clip = dataclasses.replace(clip, video=clip.video if video_codec is not None else None,
+                             audio=clip.audio if audio_codec is not None else None)
+  return round_trip.through(clip, video_codec, audio_codec)
+
+
+def adapted(clip: Clip, audio_codec) -> Clip:
+  """The clip with its sound at the codec's rate and in its channels."""
+  if clip.audio is None or audio_codec is None:
+    return clip
+  audio = clip.audio
+  if clip.sample_rate != audio_codec.sample_rate:
+    audio = media.resample(audio, clip.sample_rate, audio_codec.sample_rate)
+  return dataclasses.replace(clip, audio=pipeline.mix(audio, audio_codec.channels), sample_rate=audio_codec.sample_rate)
+
+
+def defined(values: dict[str, float]) -> dict[str, float]:
+  """Those that are finite: what is undefined for a clip is left out of its row."""
+  return {name: float(value) for name, value in values.items() if np.isfinite(value)}

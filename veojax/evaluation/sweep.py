@@ -1,0 +1,119 @@
+"""A grid of evaluations: models × settings of the sampler × options of the benchmark.
+
+    veojax sweep --models A B --grid guidance_scale=1,3,5 num_inference_steps=4,16,50 --output REPORT
+
+Cells that differ in scales, shifts, seeds or captions share their compiled programs. Work is cut into units (`units`),
+which processes take in turn, by number; all they share is the folder, and whoever finds everything settled writes the
+report. Each clip's key is fold_in(seed, i), so a table is the same from any number of processes, and after any number
+of kills.
+"""
+import ast
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+from rich import progress
+
+from veojax.evaluation import evaluate, sweep_report, units
+from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
+from veojax.evaluation.units import Store, Unit
+from veojax.generation import sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One line of the table: a model, and what of the grid it has."""
+  model: str
+  settings: tuple[tuple[str, object], ...]
+
+  @property
+  def name(self) -> str:
+    return ' '.join([pathlib.Path(self.model).name, *(f'{k}={v}' for k, v in self.settings)])
+
+
+@dataclasses.dataclass
+class Outcome:
+  """A cell with what became of it. calls: network evaluations for a clip. error: why there are no scores, or ''."""
+  cell: Cell
+  benchmark: Benchmark | None = None
+  units: list[Unit] = dataclasses.field(default_factory=list)
+  calls: int = 0
+  error: str = ''
+  columns: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+  scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.
+
+
+def parse_grid(words: list[str]) -> dict[str, list]:
+  """['a=1,2', 'b=x,y'] → {'a': [1, 2], 'b': ['x', 'y']}."""
+  grid = {}
+  for word in words:
+    name, given, values = word.partition('=')
+    if not given or not values:
+      raise ValueError(f'grid {word!r}; give name=value,value,...')
+    try:
+      grid[name.replace('-', '_')] = list(ast.literal_eval(f'[{values}]'))
+    except (ValueError, SyntaxError):
+      grid[name.replace('-', '_')] = values.split(',')
+  return grid
+
+
+def cells(models: list[str], grid: dict[str, list]) -> list[Cell]:
+  """All combinations. What stands first in the grid varies slowest."""
+  return [Cell(model, tuple(zip(grid, values))) for model in models for values in itertools.product(*grid.values())]
+
+
+def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, Subject | None]:
+  """The work of a cell. What cannot be (a model that is not there, a setting that is refused) ends the cell here."""
+  known, options = evaluate.fields(name), {**options, **dict(cell.settings)}
+  asked = {key: options.pop(key) for key in list(options) if key in known}
+  try:
+    subject = evaluate.subject(cell.model, options, batch)
+    bench = evaluate.benchmark(name, asked).fitted(subject)
+    calls = sampling.network_calls(subject.model.sampling(options)) if subject.model is not None else 0
+    return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
+  except (ValueError, OSError) as error:
+    return Outcome(cell, error=f'{type(error).__name__}: {error}'), None
+
+
+def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 'world', options: dict | None = None,
+          batch: int = evaluate.BATCH, process_index: int | None = None, process_count: int | None = None,
+          show: bool = True) -> list[Outcome] | None:
+  """Does what is left of this process's part. Returns the outcomes, the report being written, or None while other
+  processes have not done theirs. options: of the benchmark and of `Model.generate`, for all cells."""
+  index = jax.process_index() if process_index is None else process_index
+  count = jax.process_count() if process_count is None else process_count
+  if not 0 <= index < count:
+    raise ValueError(f'process_index={index} of process_count={count}; give 0 to {count - 1}')
+  store, outcomes, seen, failed = Store(output), [], set(), set()
+  with evaluate.local_mesh():
+    for cell in progress.track(cells(models, grid), f'process {index} of {count}', disable=not show):
+      outcome, subject = planned(cell, benchmark, options or {}, batch)
+      outcomes.append(outcome)
+      for unit in outcome.units:
+        if unit.file in seen:  # cells share the truth, and what their codecs leave of it
+          continue
+        seen.add(unit.file)  # every process numbers all units alike, whatever fails
+        if (len(seen) - 1) % count == index and unit.key not in failed and not store.done(unit):
+          if not _attempt(store, unit, subject):
+            failed.add(unit.key)
+  for outcome in outcomes:
+    failures = store.failures(outcome.units)
+    outcome.error = outcome.error or (failures[0] if failures else '')
+    if not outcome.error and not all(map(store.done, outcome.units)):
+      return None
+  for outcome in outcomes:
+    if not outcome.error:
+      outcome.columns, outcome.seconds = store.rows(outcome.units), store.seconds(outcome.units)
+      outcome.scores = outcome.benchmark.scores(outcome.columns)
+  sweep_report.write(pathlib.Path(output), benchmark, outcomes, store)
+  return outcomes
+
+
+def _attempt(store: Store, unit: Unit, subject: Subject) -> bool:
+  try:
+    store.run(unit, subject, clips=unit.first == 0 and unit.part == 'made')
+  except Exception:  # whatever it is: it stands in the store and in the report, and the other cells do not suffer
+    return False
+  return True

@@ -1,0 +1,126 @@
+"""Units of work, each with one file: a run of clips of one part of a benchmark of one subject.
+
+A file appears whole (by rename) or not at all, and its name is a hash of all that determines what is in it. So a run
+that was killed goes on where it stopped, nothing is computed twice, processes share nothing but the folder, and a grid
+that grows keeps what it has. What failed is kept beside the results and tried again by the next run.
+"""
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import time
+import traceback
+
+from veojax import config as door
+from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
+from veojax.generation.export import Sample
+from veojax.models import weights
+from veojax.types import Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """Clips [first, end) of one part of a benchmark. key: of that part of the subject, from `key`."""
+  benchmark: Benchmark
+  part: str
+  key: str
+  first: int
+  end: int
+
+  @property
+  def file(self) -> str:
+    return f'{self.key}/{self.first:06d}-{self.end:06d}'
+
+
+def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
+  """Sixteen hex digits that change with anything that the rows of this part depend on."""
+  told = {'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part, 'alone': subject.model is None}
+  if part != 'truth':
+    told['codecs'] = [codec and codec.hash() for codec in subject.codecs]
+  if part == 'made':
+    told |= {'model': fingerprint(subject.model), 'options': settings(subject)}
+  return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1)
+def fingerprint(model) -> str:
+  return weights.fingerprint(model.dit, door.to_tree(model.config))
+
+
+def settings(subject: Subject) -> dict:
+  """What the model samples with: its own settings under the subject's options."""
+  return dataclasses.asdict(subject.model.sampling(subject.options))
+
+
+def split(name: str, benchmark: Benchmark, subject: Subject) -> list[Unit]:
+  """All units of a subject under a benchmark that is fitted to it, of a batch each."""
+  num, size = benchmark.num_clips, subject.batch
+  return [Unit(benchmark, part, key(name, benchmark, subject, part), first, min(first + size, num))
+          for part in benchmark.parts(subject) for first in range(0, num, size)]
+
+
+class Store:
+  """A folder of results. Every method may be called by several processes at once."""
+
+  def __init__(self, folder):
+    self.folder = pathlib.Path(folder)
+
+  def done(self, unit: Unit) -> bool:
+    return self._path(unit).exists()
+
+  def run(self, unit: Unit, subject: Subject, *, clips: bool = False):
+    """Computes a unit and writes its rows; with `clips`, also what is to be seen and heard of them. Exceptions are kept
+    beside the results, and raised."""
+    self._failure(unit).unlink(missing_ok=True)
+    started = time.perf_counter()
+    try:
+      rows = unit.benchmark.rows(subject, unit.part, range(unit.first, unit.end),
+                                 functools.partial(self._keep, unit) if clips else keep_nothing)
+      text = json.dumps({'seconds': time.perf_counter() - started, 'rows': {
+          column: [dataclasses.asdict(row) for row in part] for column, part in rows.items()}}, allow_nan=False)
+    except Exception as error:
+      last = traceback.extract_tb(error.__traceback__)[-1]
+      where = f'{pathlib.Path(last.filename).name}:{last.lineno}'
+      write(self._failure(unit), f'{type(error).__name__}: {error} ({where})')
+      raise
+    write(self._path(unit), text)
+
+  def rows(self, units: list[Unit]) -> dict[str, list[Row]]:
+    """{column: rows in order of their index} of the units that are done."""
+    columns = {}
+    for unit in units:
+      if self.done(unit):
+        for column, part in json.loads(self._path(unit).read_text())['rows'].items():
+          columns.setdefault(column, []).extend(Row(**row) for row in part)
+    return {column: sorted(part, key=lambda row: row.index) for column, part in columns.items()}
+
+  def seconds(self, units: list[Unit]) -> float:
+    return sum(json.loads(self._path(unit).read_text())['seconds'] for unit in units if self.done(unit))
+
+  def failures(self, units: list[Unit]) -> list[str]:
+    return [path.read_text() for unit in units if not self.done(unit) and (path := self._failure(unit)).exists()]
+
+  def clip(self, key: str, column: str, index: int) -> pathlib.Path:
+    return self.folder / 'clips' / key / f'{column}_{index:06d}.mp4'
+
+  def _path(self, unit: Unit) -> pathlib.Path:
+    return self.folder / 'units' / f'{unit.file}.json'
+
+  def _failure(self, unit: Unit) -> pathlib.Path:
+    return self.folder / 'failed' / f'{unit.file}.txt'
+
+  def _keep(self, unit: Unit, column: str, index: int, clip: Clip):
+    if clip.video is not None:
+      path = self.clip(unit.key, column, index)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Sample(**{f.name: getattr(clip, f.name) for f in dataclasses.fields(Clip)}).save(path)
+
+
+def write(path: pathlib.Path, text: str):
+  """A whole file or none; a second process that writes the same one at once does no harm."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)

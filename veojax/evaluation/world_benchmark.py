@@ -1,0 +1,156 @@
+"""The world as a benchmark: clips made from captions of scenes whose laws, sounds and objects are known exactly.
+
+Case i is a scene drawn from the seed, so a benchmark is a few numbers and no files. The floor is the same clips held to
+the captions of other scenes of their level, their pictures to the true sounds of those.
+"""
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from veojax.data import world, world_clip
+from veojax.evaluation import benchmark, frechet, round_trip, world_judge, world_state
+from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.world_judge import Seen
+from veojax.generation import tasks
+from veojax.types import Clip
+
+SIZES = {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16., 'sample_rate': 16000}  # where there is no model
+SEEDS = 1_000_000  # world seeds apart from each other by benchmark seed
+SPLITS = {  # of the world, and how many times as long
+    'seen': ('test', 1),           # kinds of scenes that training has seen, in other draws
+    'pairs': ('combination', 1),   # colours with shapes that they never had
+    'range': ('rv_out', 1),        # faster and larger (and smaller) than ever
+    'count': ('count', 1),         # one object more
+    'length': ('test', 2),         # twice as long
+}
+FRAMES_GIVEN = 5  # of given='frames': two latent frames of a codec that compresses time by 4
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """levels: of the world, in equal parts; None for L1 to L4, without L2 where the split has four objects. density: of
+  the captions; None as in training. given: what of the true clip the model is shown. Sizes: None for the model's
+  own."""
+  num_clips: int = 128
+  seed: int = 0
+  levels: tuple[str, ...] | None = None
+  split: Literal['seen', 'pairs', 'range', 'count', 'length'] = 'seen'
+  density: Literal['short', 'normal', 'dense'] | None = None
+  given: Literal['nothing', 'first_frame', 'frames', 'first_and_last', 'sound', 'picture'] = 'nothing'
+  num_frames: int | None = None
+  height: int | None = None
+  width: int | None = None
+  fps: float | None = None
+  sample_rate: int | None = None
+
+  METRICS = world_judge.METRICS | {
+      'fsd': Metric('lower', "Fréchet distance of the clips' states from the truth's, halves of each", 'distribution'),
+      'mmd': Metric('lower', "squared mean discrepancy of the clips' states from the truth's, halves of each",
+                    'distribution'),
+  }
+  KEY = ('all_right', 'told', 'permanence', 'count_constancy', 'gravity_error', 'f1', 'impact_has_sound', 'material',
+         'fsd')
+  WORST = 'told'
+
+  def __post_init__(self):
+    if self.num_clips < 1:
+      raise ValueError(f'num_clips={self.num_clips}; give at least 1')
+    for level in self.used_levels:
+      self._config(level)  # refuses what does not go together
+
+  @property
+  def used_levels(self) -> tuple[str, ...]:
+    return self.levels or (('L1', 'L3', 'L4') if self.split == 'count' else ('L1', 'L2', 'L3', 'L4'))
+
+  def fitted(self, subject: Subject) -> 'World':
+    model, codec = subject.model, subject.codecs[1]
+    own = {**SIZES, **(vars(model.config.clip) if model is not None else {}),
+           **({'sample_rate': codec.sample_rate} if codec is not None else {})}
+    return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+  def parts(self, subject: Subject) -> tuple[str, ...]:
+    codec = ('codec',) if subject.codecs[0] is not None else ()
+    return (('made',) if subject.model is not None else ()) + ('truth', *codec)
+
+  def case(self, index: int) -> Clip:
+    """The true clip, with its caption and record."""
+    level = self.used_levels[index % len(self.used_levels)]
+    # Only dense captions tell of the camera.
+    density = self.density or ('dense' if level == 'L7' else None)
+    return world_clip.make(self.seed * SEEDS + index, self._config(level), density)
+
+  def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
+    truths = [self.case(i) for i in indices]
+    clips = {'truth': lambda: truths, 'made': lambda: self._make(subject, truths, indices),
+             'codec': lambda: [round_trip.through(t, *subject.codecs) for t in truths]}[part]()
+    against_record = part != 'made' or self.given != 'nothing'
+    rows = {part: []}
+    for i, clip, truth in zip(indices, clips, truths):
+      keep(part, i, clip)
+      seen = world_judge.see(clip)
+      values = world_judge.judge(seen, truth, against_record=against_record)
+      rows[part].append(Row(i, truth.text, truth.info['level'], values))
+      rows[part][-1].kept['state'] = world_state.features(seen).round(5).tolist()
+      if against_record:
+        rows[part][-1].kept['error'] = world_state.error_by_frame(seen, truth)
+      if part == ('truth' if subject.model is None else 'made') and self.num_clips > 1:
+        rows.setdefault('shuffled', []).append(self._shuffled(i, seen, truth))
+    return rows
+
+  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
+    rows = {column: sorted(part, key=lambda row: row.index) for column, part in rows.items()}
+    return benchmark.table(self.METRICS, rows) | self._distances(rows)
+
+  def plots(self, rows: dict[str, list[Row]]) -> dict:
+    return world_state.plots(rows)
+
+  def _config(self, level: str) -> world.WorldConfig:
+    sizes = {name: value if (value := getattr(self, name)) is not None else SIZES[name] for name in SIZES}
+    split, times = SPLITS[self.split]
+    sizes['num_frames'] = (sizes['num_frames'] - 1) * times + 1
+    return world.WorldConfig(levels=(level,), split=split, **sizes)
+
+  def _shuffled(self, index: int, seen: Seen, truth: Clip) -> Row:
+    step = len(self.used_levels) if self.num_clips > len(self.used_levels) else 1
+    other = self.case((index + step) % self.num_clips)
+    values = world_judge.judge(seen, other, against_record=False)
+    if seen.clip.audio is not None:
+      heard = dataclasses.replace(seen, clip=dataclasses.replace(
+          seen.clip, audio=other.audio, sample_rate=other.sample_rate))
+      foreign = world_judge.judge(heard, truth, against_record=False)
+      values = {name: value for name, value in values.items() if name not in world_judge.SYNC}
+      values |= {name: foreign[name] for name in world_judge.SYNC if name in foreign}
+    return Row(index, other.text, other.info['level'], values)
+
+  def _make(self, subject: Subject, truths: list[Clip], indices) -> list[Clip]:
+    num_frames, height, width, _ = truths[0].video.shape
+    return subject.make([t.text for t in truths], indices, seed=self.seed, given=[self._given(t) for t in truths],
+                        num_frames=num_frames, height=height, width=width, fps=truths[0].fps)
+
+  def _given(self, truth: Clip) -> tasks.Given:
+    silent = dataclasses.replace(truth, audio=None)
+    return {
+        'nothing': lambda: tasks.Given(),
+        'first_frame': lambda: tasks.Given(image=truth.video[0]),
+        'frames': lambda: tasks.Given(video=dataclasses.replace(silent, video=truth.video[:FRAMES_GIVEN]),
+                                      task='extend'),
+        'first_and_last': lambda: tasks.Given(image=truth.video[0], last_image=truth.video[-1]),
+        'sound': lambda: tasks.Given(audio=truth),
+        'picture': lambda: tasks.Given(video=silent, task='soundtrack'),
+    }[self.given]()
+
+  def _distances(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
+    """Each column against the truth: a random half of the one against the other half of the other, so that the truth's
+    own entry, the floor of any such distance, is told from as many clips."""
+    num = len(rows.get('truth', ()))
+    if num < 4:
+      return {}
+    columns = {name: part for name, part in rows.items() if name != 'shuffled' and len(part) == num}
+    states = {name: np.array([row.kept['state'] for row in part]) for name, part in columns.items()}
+    centre, scale = states['truth'].mean(0), states['truth'].std(0) + 1e-3
+    states = {name: (x - centre) / scale for name, x in states.items()}
+    metrics = {'fsd': lambda x, y: frechet.distance(frechet.Moments.of(x), frechet.Moments.of(y)),
+               'mmd': lambda x, y: frechet.mmd(x, y, frechet.gaussian(np.sqrt(x.shape[1])))}
+    return {metric: {name: benchmark.over_halves(lambda a, b: function(x[a], states['truth'][b]), len(x))
+                     for name, x in states.items()} for metric, function in metrics.items()}

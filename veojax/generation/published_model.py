@@ -1,0 +1,113 @@
+"""A converted model as a person has it: the same `generate` and `info` as of a model that was trained here."""
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from veojax import config as door
+from veojax import sharding
+from veojax.data import media
+from veojax.generation.export import Sample
+from veojax.zoo import convert, part_checkpoint, published
+from veojax.zoo.published import Pipeline, Run
+
+
+class PublishedModel:
+  """What `veojax.load` gives for the output of `veojax convert`."""
+
+  def __init__(self, run: Run, name: str = ''):
+    self.run, self.name = run, name
+    self.pipeline: Pipeline = run.published.pipeline(run)
+
+  @property
+  def takes_prompt(self) -> bool:
+    return self.pipeline.takes_prompt
+
+  def generate(self, prompt: str | list[str] = '', *, seed: int = 0, **options) -> Sample | list[Sample]:
+    """A clip for a prompt, or a list of them for a list of prompts.
+
+    options: fields of the pipeline's settings (num_frames, height, width, num_inference_steps, guidance_scale, ...; the
+    published ones by default) and what it takes of a clip (image). Clip i is made from normal noise of the key
+    fold_in(seed, i). Raises ValueError for what cannot be and for unknown options.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or (self.takes_prompt and not any(prompts)):
+      raise ValueError('there is no prompt; give a text or a list of at least one')
+    given = self._given(options)
+    settings = self._settings(options)
+    key = jax.random.key(seed)
+    with sharding.default_mesh(len(prompts)):
+      noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), self.pipeline.noise_shape(settings))
+                         for i in range(len(prompts))])
+      videos = self.pipeline(prompts, noise, settings, key, **given)
+    info = {'model': self.name, 'seed': seed, **dataclasses.asdict(settings)}
+    clips = [Sample(video, fps=settings.fps, text=text, info={**info, 'index': i})
+             for i, (video, text) in enumerate(zip(videos, prompts, strict=True))]
+    return clips[0] if isinstance(prompt, str) else clips
+
+  def _given(self, options: dict) -> dict[str, np.ndarray | dict]:
+    """What is given of the clip, taken out of the options and read."""
+    given = {name: options.pop(name) for name in self.pipeline.given if options.get(name) is not None}
+    for name, needed in self.pipeline.given.items():
+      if needed and name not in given:
+        raise ValueError(f'{self.run.published.name} makes a clip of an {name}; give {name}=...')
+    return {name: _pictures(value) for name, value in given.items()}
+
+  def _settings(self, options: dict):
+    """The published settings with those that were asked for; ValueError names the nearest known one."""
+    settings = self.pipeline.settings
+    published_ones = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    for name, value in options.items():
+      if name not in published_ones:
+        known = {*published_ones, *self.pipeline.given, 'seed'}
+        raise ValueError(f'unknown option {name}={value!r}; {door.nearest(name, known)}')
+    asked = {name: value for name, value in options.items() if value is not None}
+    return door.build(type(settings), {**published_ones, **asked}, self.run.published.name)
+
+  def info(self) -> dict:
+    """What the model is: tasks, sizes, licence, defaults, and where it comes from."""
+    run = self.run
+    rows = {'name': self.name, 'model': f'{run.published.name} ({run.record["class_name"]})',
+            'licence': run.record['licence'], 'tasks': ', '.join(run.published.tasks), 'source': run.record['source'],
+            **self.pipeline.sizes(), 'defaults': dataclasses.asdict(self.pipeline.settings)}
+    for name in run.parts:  # from the checkpoints' own description: a model need not fit this machine to be told of
+      leaves = part_checkpoint.stored(published.part_folder(run.folder, run.record, name) / 'weights').values()
+      rows[name] = {'class': run.record['parts'][name]['class_name'], 'parameters': sum(x.size for x in leaves),
+                    'dtype': ', '.join(sorted({str(x.dtype) for x in leaves}))}
+    return rows
+
+  def __repr__(self):
+    return f'PublishedModel({self.name!r}, {json.dumps(self.info(), indent=2, default=str)})'
+
+
+def _pictures(value):
+  """A picture, or {seconds: picture}."""
+  return {at: _picture(one) for at, one in value.items()} if isinstance(value, Mapping) else _picture(value)
+
+
+def _picture(value) -> np.ndarray:
+  """uint8[H, W, 3] of a path or an array."""
+  if isinstance(value, (str, os.PathLike)):
+    clip = media.read(value)
+    if clip.video is None:
+      raise ValueError(f'{value} has no picture; give an image')
+    return clip.video[0]
+  value = np.asarray(value)
+  if value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] != 3:
+    raise ValueError(f'a picture is {value.dtype}{list(value.shape)}; give a path or uint8[H, W, 3]')
+  return value
+
+
+def is_converted(folder) -> bool:
+  return (pathlib.Path(folder) / published.RECORD).exists()
+
+
+def load(folder) -> PublishedModel:
+  """The model of a folder that `veojax convert` has made. ValueError where it is damaged."""
+  record, description = convert.open_record(folder)
+  return PublishedModel(published.load(folder, description, record), name=str(folder))
