@@ -1,8 +1,9 @@
-"""One device a core: as many as divide the rows, and what someone has set stays."""
+"""One device a core: as many as divide the rows, and what someone has set stays. Programs that the cache must not keep."""
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from veojax import host
@@ -33,3 +34,27 @@ def test_what_is_set_stays():
 
 def test_cores_are_among_the_processors():
   assert 1 <= host.num_cores() <= os.cpu_count()
+
+
+def test_the_cache_is_left_alone_where_its_programs_could_not_be_read_back(tmp_path):
+  from jax.experimental.compilation_cache import compilation_cache
+  settings = {'jax_compilation_cache_dir': str(tmp_path), 'jax_persistent_cache_min_compile_time_secs': 0.0}
+  before = {name: getattr(jax.config, name) for name in settings}
+
+  def kept(add):
+    jax.jit(lambda x: x * 3.0 + add)(jax.numpy.zeros(7)).block_until_ready()
+    return len(list(tmp_path.iterdir()))
+  try:
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with host.without_compilation_cache():
+      assert kept(1.0) == 0
+    assert kept(2.0) > 0
+    with pytest.raises(ValueError), host.without_compilation_cache():
+      raise ValueError
+    assert jax.config.jax_enable_compilation_cache
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -1,4 +1,5 @@
 """The process and the machine it runs on: what is set once, before JAX starts."""
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -12,6 +13,22 @@ def enable_compilation_cache():
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(base) / 'veojax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 2.0)
+
+
+@contextlib.contextmanager
+def without_compilation_cache():
+  """Programs for chips that are not here: what the cache kept of them could not be read back."""
+  from jax.experimental.compilation_cache import compilation_cache
+  before = jax.config.jax_enable_compilation_cache
+
+  def enable(value):
+    jax.config.update('jax_enable_compilation_cache', value)
+    compilation_cache.reset_cache()  # JAX asks for the flag once, and remembers
+  enable(False)
+  try:
+    yield
+  finally:
+    enable(before)
 
 
 def keep_memory():

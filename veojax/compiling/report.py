@@ -13,7 +13,7 @@ from collections import Counter
 
 import jax
 
-from veojax import sharding
+from veojax import host, sharding
 from veojax.compiling import advice, chips, collectives, operations, stages
 from veojax.compiling.collectives import Traffic
 from veojax.compiling.program import Program
@@ -83,7 +83,8 @@ def compile_stage(config, topology: str, stage: str = 'train', *, hbm: float | N
                  parameters=work.parameters, units=work.units, hbm=min(chip.hbm, hbm or chip.hbm), peak=0.0,
                  model_flops=share, compile_seconds=0.0)
   try:
-    compiled = lowered.compile()
+    with host.without_compilation_cache():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     found = dataclasses.replace(known, peak=needed(str(error)))
   else:
