@@ -94,20 +94,27 @@ def slices(devices: list, num: int = -1) -> list[list]:
   return np.reshape(np.array(devices, object), (num, -1)).tolist()
 
 
-_attention = jax.make_user_context('auto')  # a part of what compiled programs are kept by
+# Parts of what compiled programs are kept by.
+_attention, _num_slices = jax.make_user_context('auto'), jax.make_user_context(1)
 
 
 @contextlib.contextmanager
 def use(config: MeshConfig, devices=None):
-  """A context with the config's mesh and its way of attention in force; gives the mesh."""
+  """A context with the config's mesh, its slices and its way of attention in force; gives the mesh."""
   mesh = make_mesh(config, devices)
-  with jax.set_mesh(mesh), _attention(config.attention):
+  parts = slices(list(mesh.devices.flat), config.slices)
+  with jax.set_mesh(mesh), _attention(config.attention), _num_slices(len(parts)):
     yield mesh
 
 
 def attention_way() -> str:
   """`MeshConfig.attention` of the mesh in force."""
   return _attention.value
+
+
+def num_slices() -> int:
+  """Slices of the mesh in force."""
+  return _num_slices.value
 
 
 MIN_ROWS = 4  # of latents, on a device: with fewer it would see little beside its neighbours' edges

@@ -69,15 +69,26 @@ def test_muons_update_of_a_hidden_matrix_is_orthogonal_and_of_the_declared_size(
       assert 0.6 < np.median(singular) / scale < 1.3
 
 
-def test_muon_updates_a_sharded_model_as_it_updates_a_whole_one():
+@pytest.mark.parametrize('mesh', [MeshConfig(data=1, fsdp=2, context=2, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2),
+                                  MeshConfig(data=2, fsdp=4, slices=2)], ids=['split', 'replicas', 'slices'])
+def test_muon_updates_a_sharded_model_as_it_updates_a_whole_one(mesh):
   whole = weights.names(first_update(make_dit()))
-  with jax.set_mesh(sharding.make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))):
+  with sharding.use(mesh):
     model = jax.jit(make_dit)()
     split = weights.names(first_update(model))
     assert [jax.typeof(u).sharding.spec for u in split.values()] == [
         jax.typeof(p).sharding.spec for p in weights.names(model).values()]
   for name, update in whole.items():
     np.testing.assert_allclose(split[name], update, atol=2e-5 * float(jnp.abs(update).max()) + 1e-9, err_msg=name)
+
+
+def test_replicas_of_a_slice_share_out_what_muon_computes():
+  def flops(mesh):
+    with sharding.use(mesh, jax.devices()[:2]):
+      tx, model = optimizer.make(MUON, 10), jax.jit(make_dit)()
+      program = jax.jit(tx.update).lower(gradient_like(model), tx.init(model), model).compile()
+    return program.cost_analysis()['flops']
+  assert flops(MeshConfig()) < 0.6 * flops(MeshConfig(slices=2))
 
 
 @pytest.mark.parametrize('kind', ['adamw', 'muon'])

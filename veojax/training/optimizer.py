@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from veojax import sharding
 from veojax.models import weights
 
 
@@ -71,14 +72,30 @@ def matrices(params):
 
 
 def on_any_mesh(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`tx` under automatic sharding, its results laid out as its arguments: Muon's products of a matrix with itself
-  contract split dims without saying how the result lies, which an explicit mesh refuses."""
+  """`tx`, Muon, under automatic sharding, its results laid out as its arguments: the products of a matrix with itself
+  contract split dims without saying how the result lies, which an explicit mesh refuses.
+
+  The layers of a stack are shared out over the replicas along `data`, which would all compute the same; but not over
+  several slices, whose network would carry every update.
+  """
   def update(updates, state, params):
     if jax.sharding.get_abstract_mesh().empty:
       return tx.update(updates, state, params)
     specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-    return jax.sharding.auto_axes(tx.update, out_sharding=specs)(updates, state, params)
+
+    def on_auto(updates, state, params):
+      shared = jax.tree.map(_share_out, updates, specs[0], matrices(params))
+      return tx.update(shared, state, params)
+    return jax.sharding.auto_axes(on_auto, out_sharding=specs)(updates, state, params)
   return optax.GradientTransformation(tx.init, update)
+
+
+def _share_out(update, spec, dims: contrib.MuonDimensionNumbers | None):
+  """`update` with its leading dim split over `data` where it is a batch of matrices that divides."""
+  is_stack = dims is not None and update.ndim > len(dims.reduction_axis) + len(dims.output_axis)
+  if not is_stack or sharding.num_slices() > 1 or update.shape[0] % sharding.size('data'):
+    return update
+  return jax.lax.with_sharding_constraint(update, jax.sharding.PartitionSpec('data', *spec[1:]))
 
 
 class Rounded(NamedTuple):
