@@ -21,9 +21,9 @@ ALLOWED = {
                   'zoo'},
     'benchmarking': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
                      'compiling', 'zoo'},
-    'zoo': {'types', 'sharding', 'config', 'data', 'diffusion', 'models'},
-    'evaluation': {'types', 'sharding', 'config', 'data', 'diffusion', 'models', 'generation', 'training', 'zoo',
-                   'arguments', 'host'},
+    'zoo': {'types', 'sharding', 'processes', 'config', 'data', 'diffusion', 'models'},
+    'evaluation': {'types', 'sharding', 'processes', 'config', 'data', 'diffusion', 'models', 'generation', 'training',
+                   'zoo', 'arguments', 'host'},
     'cli': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
             'training', 'zoo', 'evaluation', 'compiling', 'benchmarking', 'host', 'arguments'},
 }

@@ -23,8 +23,9 @@ def locate(name):
 
 
 def abstract(make):
-  """The tree of shapes and layouts of `make(rngs)`, of which nothing is computed."""
-  return jax.eval_shape(lambda key: make(layers.Rngs(key)), jax.random.key(0))
+  """The tree of shapes and layouts of `make(rngs)`, of which nothing is computed: not even the key, which under a
+  topology's mesh has no device to be on."""
+  return jax.eval_shape(lambda: make(layers.Rngs(jax.random.key(0))))
 
 
 def names(tree) -> dict:
