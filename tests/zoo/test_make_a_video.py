@@ -80,8 +80,9 @@ def test_a_perfect_prior_has_no_loss_and_is_told_the_caption():
 
 def test_captions_do_not_see_their_padding():
   embedder = drawn(weights.abstract(lambda rngs: Embedder(EMBEDDER, rngs=rngs)), 0)
-  read = jax.jit(lambda ids: embedder.caption(ids, 'float32'))
-  short, long = (read(jnp.pad(jnp.array([[2, 40, 50, 3]]), ((0, 0), (0, n)), constant_values=-1)) for n in (1, 4))
+  read = jax.jit(lambda embedder, ids: embedder.caption(ids, 'float32'))
+  short, long = (read(embedder, jnp.pad(jnp.array([[2, 40, 50, 3]]), ((0, 0), (0, n)), constant_values=-1))
+                 for n in (1, 4))
   np.testing.assert_allclose(short[0], long[0], atol=1e-5)
   assert float(jnp.abs(long[1][:, 4:]).max()) == 0 and abs(float(jnp.linalg.norm(short[0])) - 1) < 1e-5
 
@@ -128,9 +129,11 @@ def test_networks_are_laid_out_over_a_mesh():
     ({'kind': 'interpolation', 'given': 4, 'num_frames': 4, 'factor': 2}, '1 \\+ a multiple'),
     ({'kind': 'super_resolution', 'given': 3, 'factor': 3}, 'multiples of the factor')])
 def test_parts_that_cannot_be_are_refused(changes, message):
-  unet = UNetConfig(**{**vars(UNET), 'given_channels': changes.pop('given', 0)})
+  unet = UNetConfig(**{**vars(UNET), 'given_channels': changes.get('given', 0)})
+  sizes = {'kind': 'decoder', 'num_frames': 3, 'height': 8, 'width': 8, **changes}
+  sizes.pop('given', None)
   with pytest.raises(ValueError, match=message):
-    PartConfig(**{'kind': 'decoder', 'unet': unet, 'num_frames': 3, 'height': 8, 'width': 8, **changes})
+    PartConfig(unet=unet, **sizes)
 
 
 @pytest.mark.parametrize('changes, message', [

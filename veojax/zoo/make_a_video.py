@@ -13,6 +13,7 @@ There are no published weights; `veojax train --config configs/make_a_video.py` 
 """
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -24,9 +25,10 @@ from veojax.diffusion import guidance, predictions, samplers
 from veojax.diffusion.objective import Objective
 from veojax.models import conv, layers
 from veojax.models.conv import Video
-from veojax.zoo.make_a_video_unet import CHANNELS, ImageUNet, UNetConfig
+from veojax.zoo.make_a_video_unet import CHANNELS, UNetConfig
 
 SAMPLERS = {'ddim': samplers.ddim, 'ddpm': samplers.ddpm, 'heun': samplers.heun, 'dpmpp_2m': samplers.dpmpp_2m}
+Network = Callable[..., Array]  # as of ImageUNet
 GIVEN = {'decoder': 0, 'interpolation': CHANNELS + 1, 'super_resolution': CHANNELS}  # channels
 
 
@@ -106,14 +108,14 @@ def enlarged(x_BTHWC: Video, factor: int) -> Video:
   return conv.reshape(x, B, T, H * factor, W * factor, C)
 
 
-def predict(network: ImageUNet, process, x, given, level_B, condition_BE, fps_B) -> Float[Array, 'b t h w 3']:
+def predict(network: Network, process, x, given, level_B, condition_BE, fps_B) -> Float[Array, 'b t h w 3']:
   """The raw prediction of noisy frames, with what is given of them."""
   scaled = process.input_scale(level_B[:, None, None, None, None]) * x
   return network(scaled if given is None else jnp.concatenate([scaled, given], -1), level_B, condition_BE, fps_B)
 
 
 @functools.partial(jax.jit, static_argnames=('objective', 'sampler', 'guided'))
-def sample(network: ImageUNet, noise: Float[Array, 'b t h w 3'], given: Float[Array, 'b t h w g'] | None,
+def sample(network: Network, noise: Float[Array, 'b t h w 3'], given: Float[Array, 'b t h w g'] | None,
            condition_BE: Float[Array, 'b e'], fps_B: Float[Array, 'b'], levels: Float[Array, 'n'],
            scale: Float[Array, ''] | float, key_B: Key[Array, 'b'], objective: Objective, sampler: str,
            guided: bool) -> Float[Array, 'b t h w 3']:

@@ -10,6 +10,7 @@ Pictures without captions have embeddings too: that is how the networks behind t
 """
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +135,9 @@ def contrast(picture_BE: Float[Array, 'b e'], caption_BE: Float[Array, 'b e'], l
   return jnp.mean((jax.nn.logsumexp(logits, 1) + jax.nn.logsumexp(logits, 0)) / 2 - own)
 
 
-def prior_loss(prior: Prior, picture_BE: Float[Array, 'b e'], caption_BE: Float[Array, 'b e'],
+def prior_loss(prior: Callable[..., Array], picture_BE: Float[Array, 'b e'], caption_BE: Float[Array, 'b e'],
                features_BSD: Float[Array, 'b s d'], key: Key[Array, '']) -> Float[Array, '']:
-  """E |x_0(x_t, t) - x_0|², DALL-E 2's eq. 2."""
+  """E |x_0(x_t, t) - x_0|², DALL-E 2's eq. 2; `prior` as of `Prior`."""
   rows, (key_t, key_eps) = sharding.in_force(sharding.B), jax.random.split(key)
   x0 = picture_BE * picture_BE.shape[-1] ** 0.5
   level_B = timesteps.uniform(key_t, (len(x0),), out_sharding=rows)
