@@ -52,9 +52,11 @@ def tree(folder, part, **changes):
           'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 0, 'schedule': 'constant'}, **changes}
 
 
-def losses(workdir):
+def means(workdir, name):
+  """Of a metric over the first and over the last ten steps."""
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [line['loss'] for line in lines if 'grad_norm' in line]
+  found = [line[name] for line in lines if 'grad_norm' in line]
+  return np.mean(found[:10]), np.mean(found[-10:])
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -66,8 +68,9 @@ def test_from_pictures_to_clips(folder):
   """Every part begins with what the one before it has learned, and learns what it should."""
   start = lambda name: {'start': str(folder / name)}
   run.train(tree(folder, 'image', loop={**LOOP, 'num_steps': 60}), folder / 'image')
-  found = losses(folder / 'image')
-  assert np.mean(found[-10:]) < 0.9 * np.mean(found[:10])
+  for name in ('diffusion_loss', 'contrast_loss', 'loss'):
+    first, last = means(folder / 'image', name)
+    assert last < 0.95 * first
   run.train(tree(folder, 'video', **start('image')), folder / 'video')
   pictures, clips = cascade.load(folder / 'image'), cascade.load(folder / 'video')
   assert not changed(pictures.flat('embedder'), clips.flat('embedder'))  # no text, and nothing of it is learned

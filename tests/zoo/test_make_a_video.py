@@ -25,6 +25,7 @@ def normal(seed, *shape):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.slow
 def test_a_video_network_begins_as_the_image_network_of_each_frame():
   """With its weights, whatever they are; and it is blind to what it is given besides, until it has learned."""
   image = drawn(weights.abstract(lambda rngs: ImageUNet(UNET, rngs=rngs)), 0)

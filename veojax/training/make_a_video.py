@@ -1,12 +1,12 @@
 """Make-A-Video (Singer et al. 2022), part by part: from pictures with captions, then from video without.
 
-  image             an embedding that pictures and captions share, the prior, which makes the picture's of a caption, and the
-                    decoder, which makes a picture of it. Only here is anything read
-  video             the decoder with its layers along time, which begin as nothing: clips, each told the embedding of one of
-                    its own frames, and its frame rate
-  interpolation     the decoder goes on, given every `factor`-th frame; learns the others
-  super_resolution  larger frames from small ones; of one frame for pictures (SR_h, or the beginning of SR_l^t), of several
-                    for clips (SR_l^t)
+  image             an embedding that pictures and captions share, the prior, which makes the picture's of a caption,
+                    and the decoder, which makes a picture of it; no other part reads captions
+  video             the decoder with its layers along time, which begin as nothing: clips, each told the embedding of
+                    one of its own frames, and its frame rate
+  interpolation     the decoder goes on: given every `factor`-th frame it learns the others
+  super_resolution  larger frames from small ones; of one frame for pictures (SR_h, or the beginning of SR_l^t), of
+                    several for clips (SR_l^t)
 
 Each `start`s from the run before it, takes its parts along, and is a model of all of them. In the paper the embedding
 is a CLIP that was trained before; here it is trained beside prior and decoder, from which it has no gradient. Its loss
@@ -289,9 +289,10 @@ class MakeAVideoStage(MakeAVideoStep):
       return cascade.DECODER, CascadeConfig(config.embedder, part, max_text=config.max_text, fps=config.fps,
                                             settings=config.settings)
     theirs = dataclasses.replace(self._start.config, settings=config.settings, fps=config.fps)
-    for name, ours, other in (('embedder', config.embedder, theirs.embedder), ('max_text', config.max_text, theirs.max_text)):
-      if ours != other:
-        raise ValueError(f'{name} is {ours}, but that of {config.start} {other}; set it to that')
+    for name in ('embedder', 'max_text'):
+      if getattr(config, name) != getattr(theirs, name):
+        raise ValueError(f'{name} is {getattr(config, name)}, but that of {config.start} {getattr(theirs, name)}; set it '
+                         'to that')
     if part.kind != 'super_resolution' and (part.height, part.width) != (theirs.decoder.height, theirs.decoder.width):
       raise ValueError(f'height={part.height}, width={part.width}, but {config.start} makes {theirs.decoder.height}x'
                        f'{theirs.decoder.width}; set them to that')

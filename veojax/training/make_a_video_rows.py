@@ -22,8 +22,8 @@ class ClipSource:
   `max_text` tokens; 'picture', a frame; or nothing. dropout: of what is told.
   """
 
-  def __init__(self, datasets: list, weights: list[float], shape: tuple[int, int, int], skips: tuple[int, ...], told: str,
-               seed: int, dropout: float, num_rows: int, tokenizer=None, max_text: int = 0):
+  def __init__(self, datasets: list, weights: list[float], shape: tuple[int, int, int], skips: tuple[int, ...],
+               told: str, seed: int, dropout: float, num_rows: int, tokenizer=None, max_text: int = 0):
     self.datasets, self.shape, self.skips, self.told, self.seed = datasets, shape, skips, told, seed
     self.dropout, self.num_rows, self.tokenizer, self.max_text = dropout, num_rows, tokenizer, max_text
     T, H, W = shape
@@ -36,9 +36,10 @@ class ClipSource:
       clips += [(number, clip) for clip in fit]
       weight += [share] * len(fit)
     if not clips:
+      caption = ' and a caption' if told == 'text' else ''
       raise ValueError(f'no clip of {", ".join(dataset.path for dataset in datasets)} has {needed[0]} frames of {H}x{W}'
-                       + (' and a caption' if told == 'text' else '') + '; prepare such clips, or set frame_skips and the '
-                       'sizes of the config to what the data has')
+                       f'{caption}; prepare such clips, or set frame_skips and the sizes of the config to what the data '
+                       'has')
     self.places = np.array(clips)
     ones = np.ones((len(clips), 2), np.int64)
     self.epochs = Epochs(ones, np.array(weight, np.float64), seed)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from veojax import sharding
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.process import VP
-from veojax.models import conv, layers
+from veojax.models import layers
 from veojax.models.text import TextConfig, TextEncoder
 from veojax.zoo import unet_layers
 from veojax.zoo.make_a_video_unet import LEVEL_SCALE
@@ -72,7 +72,8 @@ class PictureEncoder(nnx.Module):
 class CaptionEncoder(nnx.Module):
 
   def __init__(self, config: EmbedderConfig, *, rngs: nnx.Rngs):
-    self.text, self.out = TextEncoder(config.text, rngs=rngs), Linear(config.text.width, config.embedding_dim, rngs=rngs)
+    self.text = TextEncoder(config.text, rngs=rngs)
+    self.out = Linear(config.text.width, config.embedding_dim, rngs=rngs)
 
   def __call__(self, ids_BS: Int[Array, 'b s'], dtype) -> tuple[Float[Array, 'b e'], Float[Array, 'b s d']]:
     """(the embedding, of length 1; the features of all tokens, zeros of padding). Padding has the id -1."""
@@ -146,8 +147,8 @@ def prior_loss(prior: Callable[..., Array], picture_BE: Float[Array, 'b e'], cap
 
 
 @functools.partial(jax.jit, static_argnames=('num_steps', 'dtype'))
-def sample(embedder: Embedder, ids_BS: Int[Array, 'b s'], noise_BE: Float[Array, 'b e'], scale: Float[Array, ''] | float,
-           num_steps: int, dtype: str) -> Float[Array, 'b e']:
+def sample(embedder: Embedder, ids_BS: Int[Array, 'b s'], noise_BE: Float[Array, 'b e'],
+           scale: Float[Array, ''] | float, num_steps: int, dtype: str) -> Float[Array, 'b e']:
   """A picture's embedding, of length 1, for each caption, by DDIM; `scale`: of guidance, 1 is none."""
   caption_BE, features_BSD = embedder.caption(layers.reshard(ids_BS, sharding.B), dtype)
   rows = sharding.in_force(sharding.B)

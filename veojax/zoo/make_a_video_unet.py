@@ -11,6 +11,7 @@ embedding, for super-resolution what `noise_vector` gives; a vector of zeros say
 (masked frames, the small frames) stands behind the noisy frames, as further channels.
 """
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -158,20 +159,20 @@ class Kinds(NamedTuple):
 
 
 class Stage(nnx.Module):
-  """Residual blocks that take so many channels, each with a transformer behind it where there are such; then a change
-  of sides."""
+  """Residual blocks that take so many channels, the first of them with a transformer behind it; then a change of
+  sides."""
 
-  def __init__(self, kinds: Kinds, config: UNetConfig, inputs: list[int], width: int, attends: bool,
+  def __init__(self, kinds: Kinds, config: UNetConfig, inputs: list[int], width: int, num_transformers: int,
                sample: nnx.Module | None, *, rngs: nnx.Rngs):
     D = config.embedding_dim
     self.resnets = nnx.List([kinds.residual(number, width, D, config.groups, rngs=rngs) for number in inputs])
     self.transformers = nnx.List([
         kinds.transformer(width, width // config.head_dim, config.head_dim, D, 1, config.groups, rngs=rngs)
-        for _ in inputs if attends])
+        for _ in range(num_transformers)])
     self.sample = sample
 
   def layers(self):
-    return [(block, self.transformers[i] if len(self.transformers) else None) for i, block in enumerate(self.resnets)]
+    return list(itertools.zip_longest(self.resnets, self.transformers))
 
 
 class ImageUNet(nnx.Module):
@@ -187,12 +188,13 @@ class ImageUNet(nnx.Module):
     down, up, skips, inputs = [], [], [widths[0]], widths[-1]
     for i, width in enumerate(widths):
       down.append(Stage(kinds, config, [widths[max(i - 1, 0)], *[width] * (config.depth - 1)], width,
-                        config.attention[i], kinds.down(width, rngs=rngs) if i < last else None, rngs=rngs))
+                        config.depth * config.attention[i], kinds.down(width, rngs=rngs) if i < last else None,
+                        rngs=rngs))
       skips += [width] * (config.depth + (i < last))
-    self.middle = Stage(kinds, config, [widths[-1]] * 2, widths[-1], config.attention[-1], None, rngs=rngs)
+    self.middle = Stage(kinds, config, [widths[-1]] * 2, widths[-1], int(config.attention[-1]), None, rngs=rngs)
     for i in range(last, -1, -1):
       taken = [(inputs if j == 0 else widths[i]) + skips.pop() for j in range(config.depth + 1)]
-      up.append(Stage(kinds, config, taken, widths[i], config.attention[i],
+      up.append(Stage(kinds, config, taken, widths[i], len(taken) * config.attention[i],
                       kinds.up(widths[i], rngs=rngs) if i else None, rngs=rngs))
       inputs = widths[i]
     self.down, self.up = nnx.List(down), nnx.List(up)
