@@ -47,7 +47,7 @@ def tree(folder, part, **changes):
               'num_frames': 1, 'height': 16, 'width': 16, 'factor': 2,
               'unet': {'widths': (8,), 'attention': (False,), 'depth': 1, 'groups': 4, 'condition_dim': 8,
                        'given_channels': 3}},
-          'objective': {'process': 'vp_cosine', 'prediction': 'v'}, 'dtype': 'float32', 'max_text': 24,
+          'objective': {'process': 'vp_cosine', 'prediction': 'v'}, 'dtype': 'float32', 'max_text': 40,
           'frame_skips': (1, 2), 'settings': {'num_inference_steps': 2, 'prior_steps': 2}, 'loop': LOOP,
           'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 0, 'schedule': 'constant'}, **changes}
 
@@ -63,7 +63,7 @@ def changed(before: dict, after: dict) -> set[str]:
   return {name for name in before.keys() & after.keys() if np.abs(before[name] - after[name]).max() > 0}
 
 
-@pytest.mark.slow
+@pytest.mark.unet
 def test_from_pictures_to_clips(folder):
   """Every part begins with what the one before it has learned, and learns what it should."""
   start = lambda name: {'start': str(folder / name)}
