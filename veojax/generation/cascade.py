@@ -211,7 +211,7 @@ class _Making:
     noise = self.noise(2, (total, *sizes))
     piece = lambda frames: np.concatenate([frames[:, start:start + n] for start in starts])
     owner = np.tile(np.arange(B), len(starts))
-    told = make_a_video.masked(jnp.asarray(piece(whole)), jnp.asarray(given[:n]))
+    told = make_a_video.masked(place(piece(whole)), jnp.asarray(given[:n]))
     made = self.run(INTERPOLATION, part, piece(noise), np.asarray(told), condition_BE[owner], self.fps * step, owner)
     for i in reversed(range(len(starts))):
       between = ~given[starts[i]:starts[i] + n]
