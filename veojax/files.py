@@ -10,9 +10,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import fsspec
 from etils import epath
 
+# A listing that is kept would not show what tensorstore or another process has written or removed since.
+for protocol in ('gs', 'gcs', 's3'):
+  fsspec.config.conf.setdefault(protocol, {})['use_listings_cache'] = False
+
 BLOCK = 2**24  # bytes copied at a time
+S3 = 's3://'
 
 
 def path(name: str | os.PathLike) -> epath.Path:
@@ -31,7 +37,18 @@ def is_remote(name: str | os.PathLike) -> bool:
 def kvstore(name: str | os.PathLike) -> dict | str:
   """What tensorstore takes for a folder."""
   folder = os.path.join(os.fspath(name), '')
+  if folder.startswith(S3):
+    return s3_kvstore(folder)
   return folder if is_remote(folder) else {'driver': 'file', 'path': folder}
+
+
+def s3_kvstore(name: str) -> dict:
+  """What tensorstore takes for an s3:// folder or file: it reads the keys from the environment by itself, but not, as
+  fsspec does, where a store other than Amazon's is (AWS_ENDPOINT_URL), nor the region, which it asks Amazon for."""
+  bucket, _, key = name.removeprefix(S3).partition('/')
+  told = {'endpoint': ('AWS_ENDPOINT_URL_S3', 'AWS_ENDPOINT_URL'), 'aws_region': ('AWS_REGION', 'AWS_DEFAULT_REGION')}
+  found = {field: next(filter(None, map(os.environ.get, names)), None) for field, names in told.items()}
+  return {'driver': 's3', 'bucket': bucket, 'path': key, **{field: value for field, value in found.items() if value}}
 
 
 @contextlib.contextmanager
@@ -68,3 +85,13 @@ def reading(name: str | os.PathLike) -> Iterator[pathlib.Path]:
     with path(name).open('rb') as source, copy.open('wb') as file:
       shutil.copyfileobj(source, file, BLOCK)
     yield copy
+
+
+def rename_folder(name: str | os.PathLike, new: str | os.PathLike):
+  """Renames a folder to one that is not there; in a bucket, which has no folders, by copying all that is in it."""
+  if not is_remote(name):
+    path(name).rename(new)
+    return
+  store, _ = fsspec.url_to_fs(os.fspath(name))
+  store.copy(os.fspath(name), os.fspath(new), recursive=True)
+  store.rm(os.fspath(name), recursive=True)

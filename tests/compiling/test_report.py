@@ -66,6 +66,16 @@ def test_a_small_step_compiles_for_each_kind_of_chip(topology, changes):
   assert dict(table.lines(found))['rows a step'] == '4'
 
 
+@needs_libtpu
+@pytest.mark.parametrize('stage', ['train', 'generate', 'encode', 'decode'])
+def test_every_stage_is_lowered_for_chips_that_are_not_here(stage):
+  config = run.build(SMALL)
+  devices = chips.devices('v5e:2x4')
+  work = stages.STAGES[stage](config, sharding.make_mesh(config.mesh, devices))
+  with sharding.use(config.mesh, devices):
+    work.function.trace(*work.arguments, **work.options).lower(lowering_platforms=('tpu',))
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_the_change_that_is_suggested_fits():

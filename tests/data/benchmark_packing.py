@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from veojax.data import datasets, mixing, packing, pipeline
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.data.tokenizer import Tokenizer
 from veojax.generation import codecs
 from veojax.models.dit import DiTConfig

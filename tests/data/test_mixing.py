@@ -5,7 +5,8 @@ import pytest
 
 from veojax.data import mixing, pipeline
 from veojax.data.mixing import DataConfig
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 
 PACK = PackConfig(row_tokens=96, text_tokens=32, max_clips=8, max_text=8, channels=4)
 

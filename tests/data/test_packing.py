@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from veojax.data import packing
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data import latent_clip, packing, row_plan
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 from veojax.types import PADDING, TEXT, VIDEO
 
 CONFIG = PackConfig(row_tokens=512, text_tokens=64, max_clips=8, max_text=16, channels=6)
@@ -25,9 +26,9 @@ def clip(rng, t=3, h=2, w=4, sound=5, text=3, **kwargs):
 @pytest.mark.parametrize('n', [1, 2, 22, 1000])
 def test_every_epoch_has_every_clip_once_in_the_same_number_of_rows(n):
   lengths = lengths_of(n)
-  num_rows = packing.num_rows(lengths, CONFIG, seed=3)
+  num_rows = row_plan.num_rows(lengths, CONFIG, seed=3)
   for epoch in range(12):
-    rows = packing.plan(lengths, CONFIG, 3, epoch, num_rows)
+    rows = row_plan.plan(lengths, CONFIG, 3, epoch, num_rows)
     assert len(rows) == num_rows
     assert sorted(i for r in range(len(rows)) for i in rows[r]) == list(range(n))
     for r in range(len(rows)):
@@ -37,14 +38,14 @@ def test_every_epoch_has_every_clip_once_in_the_same_number_of_rows(n):
 
 def test_plan_is_a_pure_function_of_seed_and_epoch():
   lengths = lengths_of(200)
-  again = [packing.plan(lengths, CONFIG, seed, epoch).clips for seed, epoch in ((0, 5), (0, 5), (0, 6), (1, 5))]
+  again = [row_plan.plan(lengths, CONFIG, seed, epoch).clips for seed, epoch in ((0, 5), (0, 5), (0, 6), (1, 5))]
   np.testing.assert_array_equal(again[0], again[1])
   assert not np.array_equal(again[0], again[2]) and not np.array_equal(again[0], again[3])
 
 
 def test_clips_meet_others_in_every_epoch():
   lengths = lengths_of(300)
-  rows = [packing.plan(lengths, CONFIG, 0, epoch) for epoch in range(2)]
+  rows = [row_plan.plan(lengths, CONFIG, 0, epoch) for epoch in range(2)]
   pairs = [{(a, b) for r in range(len(p)) for a in p[r] for b in p[r] if a < b} for p in rows]
   assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
 
@@ -52,7 +53,7 @@ def test_clips_meet_others_in_every_epoch():
 def test_rows_are_full():
   lengths = lengths_of(4000, low=64, high=4096)
   config = PackConfig(row_tokens=8192, text_tokens=2048, max_clips=64)
-  assert lengths[:, 0].sum() / (packing.num_rows(lengths, config, 0) * config.row_tokens) > 0.97
+  assert lengths[:, 0].sum() / (row_plan.num_rows(lengths, config, 0) * config.row_tokens) > 0.97
 
 
 def test_rows_are_full_where_text_runs_short():
@@ -61,27 +62,27 @@ def test_rows_are_full_where_text_runs_short():
   text, rest = rng.integers(18, 56, 4000), np.where(rng.random(4000) < 0.4, 40, rng.integers(150, 600, 4000))
   lengths = np.stack([rest + text, text], 1)
   config = PackConfig(row_tokens=1024, text_tokens=256, max_clips=16, max_text=56)
-  assert lengths[:, 0].sum() / (packing.num_rows(lengths, config, 0) * config.row_tokens) > 0.96
+  assert lengths[:, 0].sum() / (row_plan.num_rows(lengths, config, 0) * config.row_tokens) > 0.96
 
 
 def test_an_epoch_of_other_clips_within_the_bound_keeps_the_number_of_rows():
   bound = lengths_of(90, low=200, high=360)
-  num_rows = packing.num_rows(bound, CONFIG, 1)
+  num_rows = row_plan.num_rows(bound, CONFIG, 1)
   rng = np.random.default_rng(0)
   for epoch in range(20):
     lengths = bound - np.stack([rng.integers(0, 9, 90)] * 2, 1) * (bound[:, 1:] > 9)
-    rows = packing.plan(lengths, CONFIG, 1, epoch, num_rows, bound)
+    rows = row_plan.plan(lengths, CONFIG, 1, epoch, num_rows, bound)
     assert len(rows) == num_rows and sorted(rows.clips) == list(range(90))
     assert all((lengths[rows[r]].sum(0) <= (CONFIG.row_tokens, CONFIG.text_tokens)).all() for r in range(num_rows))
 
 
 def test_an_epoch_that_packs_badly_falls_back_on_the_promised_number():
   lengths = lengths_of(60, low=150, high=360)
-  counts = [len(packing._fewest(lengths, CONFIG, 0, epoch, 0)) for epoch in range(40)]
+  counts = [len(row_plan._fewest(lengths, CONFIG, 0, epoch, 0)) for epoch in range(40)]
   assert max(counts[1:]) > counts[0]
   needed = counts[0]
   for epoch in range(40):
-    rows = packing.plan(lengths, CONFIG, 0, epoch, needed)
+    rows = row_plan.plan(lengths, CONFIG, 0, epoch, needed)
     assert len(rows) == needed and sorted(rows.clips) == list(range(60))
 
 
@@ -89,7 +90,7 @@ def test_an_epoch_that_packs_badly_falls_back_on_the_promised_number():
     np.zeros((0, 2), int), np.array([[513, 3]]), np.array([[100, 65]]), np.array([[0, 0]])])
 def test_what_cannot_be_packed_is_refused(lengths):
   with pytest.raises(ValueError, match='prepare'):
-    packing.num_rows(lengths, CONFIG, 0)
+    row_plan.num_rows(lengths, CONFIG, 0)
 
 
 def test_config_refuses_captions_longer_than_the_row():
@@ -206,7 +207,7 @@ def test_too_many_clips_or_channels_are_refused():
 @pytest.mark.parametrize('room', [12, 13, 17, 20, 36])
 def test_cut_keeps_the_beginning_of_picture_and_sound_together(room):
   c = clip(np.random.default_rng(4), t=4, sound=29)  # 13 frames at 12 fps; 29 sound latents at 25 a second
-  part = packing.cut(c, room)
+  part = latent_clip.cut(c, room)
   assert part.num_tokens <= room and part.text_ids == c.text_ids
   kept = len(part.video)
   np.testing.assert_array_equal(part.video, c.video[:kept])
@@ -216,7 +217,7 @@ def test_cut_keeps_the_beginning_of_picture_and_sound_together(room):
 
 def test_cut_leaves_what_fits_and_refuses_what_never_can():
   c = clip(np.random.default_rng(5))
-  assert packing.cut(c, c.num_tokens) is c
-  assert packing.cut(clip(np.random.default_rng(5), t=0), 6).num_tokens == 6
+  assert latent_clip.cut(c, c.num_tokens) is c
+  assert latent_clip.cut(clip(np.random.default_rng(5), t=0), 6).num_tokens == 6
   with pytest.raises(ValueError, match='row_tokens'):
-    packing.cut(c, 9)
+    latent_clip.cut(c, 9)

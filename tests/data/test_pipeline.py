@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from veojax.data import pipeline
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 from veojax.types import Clip
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the fakes below travel to Grain's worker processes

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from veojax.data import packing, tasks
-from veojax.data.packing import LatentClip, PackConfig, Still
+from veojax.data.latent_clip import LatentClip, Still
+from veojax.data.packing import PackConfig
 from veojax.data.tasks import TaskConfig
 from veojax.types import AUDIO, GIVEN, VIDEO
 

@@ -6,7 +6,7 @@ from scipy import integrate
 
 from tests.generation import gaussian_world as world
 from veojax import sharding
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.generation import rows as rows_module
 from veojax.generation import sampling
 from veojax.types import AUDIO, VIDEO, Tokens

@@ -9,7 +9,7 @@ import pytest
 from tests.generation import gaussian_world as world
 from veojax import sharding
 from veojax.data import packing
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.generation import model as models
 from veojax.generation import long, sampling, stream
 from veojax.types import AUDIO, VIDEO, Clip

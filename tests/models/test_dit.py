@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from veojax.data import packing
+from veojax.data import latent_clip, packing
 from veojax.models import attention, blocked_attention, dense_attention, dit, rope, splash_attention, transformer
 from veojax.models.text import TextConfig
 
@@ -18,7 +18,7 @@ PACK = packing.PackConfig(row_tokens=64, text_tokens=16, max_clips=3, max_text=8
 
 
 def clip(rng, text=(2, 5, 3), frames=2, size=(2, 3), sound=4):
-  return packing.LatentClip(
+  return latent_clip.LatentClip(
       video=rng.normal(size=(frames, *size, 4)).astype('f') if frames else None,
       audio=rng.normal(size=(sound, 6)).astype('f') if sound else None, text_ids=list(text), fps=8.0,
       height=8 * size[0], width=8 * size[1], temporal_compression=4, spatial_compression=8, latent_rate=25.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from veojax import sharding
-from veojax.data import packing
+from veojax.data import latent_clip, packing
 from veojax.diffusion import predictions
 from veojax.diffusion.objective import PROCESSES, Objective
 from veojax.models import dit
@@ -22,7 +22,7 @@ PACK = packing.PackConfig(row_tokens=48, text_tokens=16, max_clips=3, max_text=8
 
 def rows(rng, num=4):
   def clip():
-    return packing.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'),
+    return latent_clip.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'),
                               audio=rng.normal(size=(3, 6)).astype('f'),
                               text_ids=[2, 4, 3], fps=8.0, height=16, width=16, temporal_compression=4,
                               spatial_compression=8, latent_rate=25.0)
@@ -89,7 +89,7 @@ def test_levels_belong_to_segments_and_modalities(joint):
 
 
 def test_every_latent_frame_and_the_sound_beside_it_may_have_a_level_of_their_own():
-  clip = packing.LatentClip(
+  clip = latent_clip.LatentClip(
       video=np.zeros((4, 1, 2, 4), 'f'), audio=np.zeros((8, 6), 'f'), text_ids=[2, 3], fps=8.0, height=8, width=16,
       temporal_compression=4, spatial_compression=8, latent_rate=5.0, frame_levels=True,
       video_given=np.arange(4)[:, None, None] < np.ones((4, 1, 2)))
@@ -99,7 +99,7 @@ def test_every_latent_frame_and_the_sound_beside_it_may_have_a_level_of_their_ow
   levels = np.take_along_axis(levels, tokens.group, 1)
   video, audio = levels[:, row.modality == VIDEO][:, ::2], levels[:, row.modality == AUDIO]
   assert np.all(video[:, 0] == 0) and np.abs(np.corrcoef(video[:, 1:].T) - np.eye(3)).max() < 0.2
-  beside = packing.sound_frames(clip, 8).clip(0, 3)
+  beside = latent_clip.sound_frames(clip, 8).clip(0, 3)
   np.testing.assert_array_equal(audio, video[:, beside])
 
 
@@ -130,7 +130,7 @@ class Wrong:
 def a_long_and_a_short_clip(rng):
   """A video of 8 cells with 3 latents of sound, an image of 2 cells, and a sound of 6 latents."""
   def clip(video, sound):
-    return packing.LatentClip(
+    return latent_clip.LatentClip(
         video=rng.normal(size=(*video, 4)).astype('f') if video else None,
         audio=rng.normal(size=(sound, 6)).astype('f') if sound else None, text_ids=[2, 4, 3], fps=8.0, height=16,
         width=16, temporal_compression=4, spatial_compression=8, latent_rate=25.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from veojax.data import datasets, mixing, pipeline, world_mixture
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.data.tokenizer import Tokenizer
 from veojax.generation import codecs
 from veojax.models.dit import DiTConfig

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from veojax.data import packing
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 from veojax.types import Tokens
 
 

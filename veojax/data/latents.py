@@ -19,7 +19,7 @@ import numpy as np
 import tensorstore as ts
 
 from veojax import files
-from veojax.data.packing import LatentClip, Still
+from veojax.data.latent_clip import LatentClip, Still
 from veojax.data.pipeline import Lengths
 
 FORMAT = 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from veojax.data.epochs import LARGEST_BLOCK
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.data.pipeline import Lengths
 
 

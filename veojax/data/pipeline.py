@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from veojax.data import packing
+from veojax.data import latent_clip, packing, row_plan
 from veojax.data import tasks as training_tasks
 from veojax.data.epochs import Epochs
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 from veojax.data.tasks import TaskConfig
 from veojax.types import Tokens
 
@@ -175,7 +176,7 @@ class RowSource:
                        'prepare smaller clips')
     weights = np.ones(len(latents)) if weights is None else np.asarray(weights, np.float64)
     self.epochs = Epochs(self.lengths, weights[keep], seed)
-    self.rows_per_epoch = packing.num_rows(self.epochs.bound, config, seed)
+    self.rows_per_epoch = row_plan.num_rows(self.epochs.bound, config, seed)
     used = self.lengths[self.epochs[0], 0].sum()
     self.report = {'clips': len(self.clips), 'left out': int(len(keep) - keep.sum()),
                    'cut': int((keep & (total > config.row_tokens)).sum()), 'rows per epoch': self.rows_per_epoch,
@@ -207,7 +208,7 @@ class RowSource:
 
   def _plan(self, epoch):
     clips = self.epochs[epoch]
-    rows = packing.plan(self.lengths[clips], self.config, self.seed, epoch, self.rows_per_epoch, self.epochs.bound)
+    rows = row_plan.plan(self.lengths[clips], self.config, self.seed, epoch, self.rows_per_epoch, self.epochs.bound)
     return self.clips[clips], rows
 
   def _encode(self, text):
@@ -219,7 +220,7 @@ class RowSource:
     latents = self.latents[clip]
     stills, whole = latents.stills, latents._replace(
         text_ids=self._encode('' if dropped else latents.text), stills=())
-    part = packing.cut(whole, self.config.row_tokens - int(self.room[clip]))
+    part = latent_clip.cut(whole, self.config.row_tokens - int(self.room[clip]))
     # Of a clip that was cut no later frame is known.
     return training_tasks.draw(part._replace(stills=stills) if part is whole else part, self.tasks, rng)
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from veojax.data import packing
-from veojax.data.packing import LatentClip
+from veojax.data import latent_clip
+from veojax.data.latent_clip import LatentClip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +116,9 @@ def _inpaint(clip, plain, rng):
 
 def _stream(clip, plain, rng):
   first, end = sorted(rng.choice(len(clip.video) + 1, 2, replace=False).tolist())
-  window = packing.window(plain, first, end)
+  window = latent_clip.window(plain, first, end)
   frames = int(rng.integers(end - first))
-  heard = None if window.audio is None else packing.sound_frames(window, len(window.audio)) < first + frames
+  heard = None if window.audio is None else latent_clip.sound_frames(window, len(window.audio)) < first + frames
   return window._replace(video_given=_frames(window, frames), audio_given=heard, frame_levels=True)
 
 

@@ -9,7 +9,7 @@ import jax
 from rich import console, progress, table
 
 from veojax import config as door
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.evaluation import report, units
 from veojax.evaluation.benchmark import COLUMNS, Benchmark, Row, Score, Subject
 from veojax.generation import codecs, model as models
@@ -79,7 +79,7 @@ def local_mesh():
 def evaluate(model: str, benchmark_name: str, output, options: dict | None = None, *, batch: int = BATCH,
              show: bool = True) -> Result:
   """Writes OUTPUT/report.html, .json and .csv, going on with what OUTPUT holds. options: fields of the benchmark, and
-  options of `Model.generate`."""
+  options of `Model.generate`. Several processes share out the units, and the first writes the report."""
   known, options = fields(benchmark_name), dict(options or {})
   asked = {name: options.pop(name) for name in list(options) if name in known}
   store = units.Store(output)
@@ -88,13 +88,17 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
     bench = benchmark(benchmark_name, asked).fitted(judged)
     work = units.split(benchmark_name, bench, judged)
     keep = next(p for p in ('made', 'codec', 'truth') if p in bench.parts(judged))
-    for unit in progress.track(work, model, disable=not show):
+    own = work[jax.process_index()::jax.process_count()]
+    for unit in progress.track(own, model, disable=not show or not processes.is_first()):
       if not store.done(unit):
         store.run(unit, judged, clips=unit.part == keep)
+  processes.wait()
   columns = store.rows(work)
   columns = {c: columns[c] for c in COLUMNS if c in columns}
   result = Result(benchmark_name, bench, judged, columns, bench.scores(columns), store.seconds(work))
   key = next(unit.key for unit in work if unit.part == keep)
+  if not processes.is_first():
+    return result
   report.write(pathlib.Path(output), result, lambda column, index: store.clip(key, column, index))
   if show:
     console.Console(width=140).print(shown(result))

@@ -1,9 +1,10 @@
 """The quickstart's last step: clips of the trained model, what was measured, and one page that shows it all.
 
-    python -m veojax.evaluation.quickstart RUN DATA FOLDER
+    python -m veojax.evaluation.quickstart RUN DATA FOLDER PROMPT
 
-writes FOLDER/clip.mp4 and FOLDER/report.html. The captions are those of held-out scenes; every clip is scored against
-its own caption and against the others'.
+writes FOLDER/clip.mp4, of the prompt, and FOLDER/report.html. All other captions are those of held-out scenes; every clip
+is scored against its own caption and against the others'. FOLDER/first.mp4, where it is, is the same prompt's clip by the
+model that comes with the package.
 """
 import collections
 import pathlib
@@ -13,6 +14,7 @@ import time
 from rich import console, progress
 
 from veojax import host
+from veojax.data import media
 from veojax.evaluation import page, round_trip, world_score
 from veojax.generation import model as models
 from veojax.training import distortion, heldout, journal
@@ -20,7 +22,6 @@ from veojax.training import distortion, heldout, journal
 NUM_CLIPS = 48      # scored
 SHOWN = 6           # of these on the page
 BATCH = 8
-PROMPT = 'a large red ball falls and bounces'
 
 NEXT = '''veojax generate --model {run} --prompt "a small blue ball bounces, moving to the right" --output mine.mp4
 
@@ -33,7 +34,7 @@ veojax prepare --source FOLDER --output data/clips --fps=8 --height=48 --width=6
 veojax train --config configs/clips.py --workdir runs/clips --config.data=data/clips'''
 
 
-def main(run: str, data: str, folder: str):
+def main(run: str, data: str, folder: str, prompt: str):
   run, out = pathlib.Path(run), pathlib.Path(folder)
   host.enable_compilation_cache()
   model = models.load(run)
@@ -46,14 +47,14 @@ def main(run: str, data: str, folder: str):
       clips += model.generate(texts[i:i + BATCH], seed=i)
       bar.update(task, completed=len(clips))
   seconds = (time.perf_counter() - started) / len(clips)
-  clip = model.generate(PROMPT)
+  clip = model.generate(prompt)
   clip.save(out / 'clip.mp4')
   truth = [dataset[i] for i in range(len(texts))]
   codec = [round_trip.through(t, model.video_codec, model.audio_codec) for t in truth]
   scores = {'generated': world_score.compare(clips, texts),
             'ground truth through the codec': world_score.compare(codec, texts),
             'ground truth': world_score.compare(truth, texts)}
-  write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [PROMPT, *texts[:SHOWN - 1]], truth,
+  write_page(out / 'report.html', run, data, model, [clip, *clips[:SHOWN - 1]], [prompt, *texts[:SHOWN - 1]], truth,
              codec, scores, seconds)
   generated = scores['generated']
   console.Console().print(f'captions: own {generated["own"]:.3f}, shuffled {generated["shuffled"]:.3f}; '
@@ -62,7 +63,10 @@ def main(run: str, data: str, folder: str):
 
 def write_page(path, run, data, model, clips, texts, truth, codec, scores, seconds):
   report = page.Page('veojax quickstart', 'Video with sound from text, trained on this machine in the last minutes.')
-  report.section('Generated from text')
+  if (first := path.parent / 'first.mp4').exists():
+    report.section('By the model that comes with the package')
+    report.clips([media.read(first)], texts[:1])
+  report.section('By the model that was trained here')
   report.clips(clips, texts)
   report.section('Held-out clips, and the same through the codecs')
   report.clips([truth[0], codec[0], truth[1], codec[1]], ['the clip', 'through the codecs'] * 2)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from veojax.data import tasks
-from veojax.data.packing import LatentClip, Still
+from veojax.data.latent_clip import LatentClip, Still
 
 FEATHER = 3             # pixels inside what is known over which pasting fades
 FEATHER_SECONDS = 0.01

@@ -4,11 +4,13 @@ Pieces come as they are made, and nothing of earlier ones is kept but the overla
 length. The overlap is given to the next window as it was made (clean, not noised again) and pasted; the sound of its
 last FEATHER_SECONDS fades from one window's into the next one's, so that no seam clicks.
 """
+import collections
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
+from veojax import processes
 from veojax.generation import prompts as texts
 from veojax.generation import export, tasks
 from veojax.generation import stream as streaming
@@ -45,7 +47,8 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
 
 def save(path, model, prompts: list[str], *, num_frames: int | None = None, window: int | None = None,
          overlap: int = 9, stream: bool = False, chain: bool = False, with_prompt: bool = True, **options):
-  """Writes a long clip as it is made, of `pieces` or as a stream; several prompts are a chain."""
+  """Writes a long clip as it is made, of `pieces` or as a stream; several prompts are a chain. Of several processes,
+  which all make it, the first writes."""
   if num_frames is None:
     raise ValueError('a long clip without num_frames; give how many it has')
   if len(prompts) > 1 and not chain:
@@ -54,6 +57,9 @@ def save(path, model, prompts: list[str], *, num_frames: int | None = None, wind
     options.pop('paste', None)
   make = streaming.stream if stream else pieces
   made = make(model, prompts, num_frames, window=window, overlap=overlap, **options)
+  if not processes.is_first():
+    collections.deque(made, maxlen=0)
+    return
   export.save_pieces(path, made, with_prompt=with_prompt, tags={'title': ' / '.join(prompts)} if with_prompt else {})
 
 

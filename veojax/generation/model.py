@@ -13,7 +13,7 @@ import numpy as np
 
 from veojax import config as door
 from veojax import files, sharding
-from veojax.data import packing
+from veojax.data import latent_clip, packing
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
 from veojax.generation import cascade, codecs, joining, published_model, rows, sampling, tasks, tree
@@ -109,7 +109,7 @@ class Model:
         canvas.paste(clip, clip.sample_rate)
     return clips[0] if isinstance(prompt, str) else clips
 
-  def canvas(self, given: tasks.Given, asked: dict, config: SamplingConfig) -> tuple[Canvas, packing.LatentClip]:
+  def canvas(self, given: tasks.Given, asked: dict, config: SamplingConfig) -> tuple[Canvas, latent_clip.LatentClip]:
     """What is known of a clip, as pixels and samples and as latents. asked: as of `tasks.canvas`."""
     canvas = tasks.canvas(self, given, asked, edit=config.strength < 1)
     return canvas, canvas.latents(self.video_codec, self.audio_codec, keep_unknown=config.strength < 1)
@@ -135,7 +135,7 @@ class Model:
       self.dit = jax.tree.map(lambda x, s: jax.device_put(x, sharding.named(mesh, s.sharding.spec)), self.dit, layout)
     return self.dit
 
-  def rows(self, latents: Sequence[packing.LatentClip], prompts: list[str], negative_prompt: str,
+  def rows(self, latents: Sequence[latent_clip.LatentClip], prompts: list[str], negative_prompt: str,
            config: SamplingConfig) -> list[Tokens]:
     """What is evaluated for clips of one size, each under its prompt: `rows.evaluations`."""
     if len(lengths := {latent.num_tokens for latent in latents}) > 1:
@@ -146,7 +146,7 @@ class Model:
     *ids, negative = (self.tokenizer.encode(text, self.config.max_text) for text in [*prompts, negative_prompt])
     return rows.evaluations(latents, ids, negative, away, pack)
 
-  def _decode(self, row: Tokens, canvas: Canvas, latent: packing.LatentClip, text: str, info: dict) -> Sample:
+  def _decode(self, row: Tokens, canvas: Canvas, latent: latent_clip.LatentClip, text: str, info: dict) -> Sample:
     shapes = (None if x is None else x.shape for x in (latent.video, latent.audio))
     video, audio = packing.unpack(row, 1, *shapes)
     out = Sample(text=text, info=info, fps=canvas.fps)

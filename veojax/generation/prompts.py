@@ -1,5 +1,6 @@
-"""Prompts before a model reads them: chains of them over the time of a long clip, and short ones expanded."""
+"""Prompts before a model reads them: from a file, chains over the time of a long clip, short ones expanded."""
 import importlib
+import pathlib
 import re
 import shlex
 import subprocess
@@ -7,6 +8,21 @@ import sys
 from collections.abc import Callable
 
 Expand = Callable[[str], str]
+
+
+def read(path) -> list[str]:
+  """Prompts of a text file, one a line. Raises ValueError where there is no file, no text in it, or no prompt."""
+  try:
+    text = pathlib.Path(path).read_text(encoding='utf-8')
+  except FileNotFoundError:
+    raise ValueError(f'{path} does not exist; give a text file with one prompt a line') from None
+  except UnicodeDecodeError:
+    raise ValueError(f'{path} is no UTF-8 text; give a text file with one prompt a line') from None
+  lines = [line.strip() for line in text.splitlines()]
+  prompts = [line for line in lines if line and not line.startswith('#')]
+  if not prompts:
+    raise ValueError(f'{path} holds no prompt; write one a line (lines that begin with # are comments)')
+  return prompts
 
 
 def chain(prompts: str | list[str], num_frames: int) -> list[str]:

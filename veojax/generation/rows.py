@@ -14,7 +14,8 @@ import numpy as np
 
 from veojax import sharding
 from veojax.data import packing
-from veojax.data.packing import LatentClip, PackConfig
+from veojax.data.latent_clip import LatentClip
+from veojax.data.packing import PackConfig
 from veojax.types import AUDIO, Tokens
 
 ROW_STEP = 32  # rows are this many tokens or a multiple: clips of near sizes share a compilation

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from veojax import processes, sharding
-from veojax.data.packing import LatentClip
+from veojax.data.latent_clip import LatentClip
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.objective import Objective
 from veojax.models import dit, layers

@@ -1,4 +1,4 @@
-"""A model as the package carries it: its weights and its codecs in half precision.
+"""A model as the package carries it: its weights and its codecs in half precision, no file above 8 MiB.
 
     python -m veojax.generation.shipped RUN FOLDER
 """
@@ -9,6 +9,8 @@ import numpy as np
 
 from veojax.generation import model as models
 from veojax.models import codec_file, weights
+
+PART_BYTES = 2 ** 23 - 2 ** 16  # beside them a file holds the parameters' names
 
 
 def write(run, folder):
@@ -21,7 +23,7 @@ def write(run, folder):
   folder.mkdir(parents=True, exist_ok=True)
   models.write_config(folder, model.config)
   model.tokenizer.save(folder / models.TOKENIZER)
-  weights.save(folder / models.WEIGHTS, model.dit, {'kind': 'transformer'}, np.float16)
+  weights.save(folder / models.WEIGHTS, model.dit, {'kind': 'transformer'}, np.float16, PART_BYTES)
   for kind, codec in (('video', model.video_codec), ('audio', model.audio_codec)):
     if codec is not None:
       codec.save(codec_file.of(folder, kind), np.float16)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from veojax import sharding
-from veojax.data import packing, tasks as training_tasks
-from veojax.data.packing import LatentClip
+from veojax.data import latent_clip, packing, tasks as training_tasks
+from veojax.data.latent_clip import LatentClip
 from veojax.diffusion import timesteps
 from veojax.generation import prompts as texts
 from veojax.generation import rows, sampling, tasks
@@ -83,7 +83,7 @@ class Latents:
       self._measure(start, num_frames, overlap)
     self.references = tuple(s for s in start.stills if s.time == training_tasks.REFERENCE_TIME)
     self.given = self._given(start)
-    self.held = packing.window(start._replace(stills=()), 0, self.given)
+    self.held = latent_clip.window(start._replace(stills=()), 0, self.given)
     self.key = jax.random.key(seed)
     self.info = {'model': model.name, 'seed': seed, 'index': 0, **dataclasses.asdict(self.config)}
 
@@ -121,7 +121,7 @@ class Latents:
     fits = count < len(whole) and not start.video_given[count:].any() and len(self.references) == len(start.stills)
     if self.has_sound:
       # The sound of a given video ends a little later than the instant that its last frame shows.
-      beside = packing.sound_frames(start, len(start.audio))
+      beside = latent_clip.sound_frames(start, len(start.audio))
       fits = fits and start.audio_given[beside < count].all() and not start.audio_given[beside > count].any()
     if not fits:
       raise ValueError('a stream takes a beginning of picture and sound, shorter than its window, and references; give '
@@ -130,12 +130,12 @@ class Latents:
 
   def __iter__(self):
     for k in range(self.given):
-      yield packing.window(self.held, k, k + 1), self.chain[0], False
+      yield latent_clip.window(self.held, k, k + 1), self.chain[0], False
     for newest in range(self.given, self.total + self.noisy - 1):
       self._advance(newest, self.told[self._ruling(newest)])
       done = newest - self.noisy + 1
       if done >= self.given:
-        yield packing.window(self.held, done, done + 1), self.chain[self._ruling(done)], done == self.total - 1
+        yield latent_clip.window(self.held, done, done + 1), self.chain[self._ruling(done)], done == self.total - 1
 
   def _ruling(self, frame: int) -> int:
     return min(frame, self.total - 1) * len(self.chain) // self.total
@@ -147,12 +147,12 @@ class Latents:
     end = min(self.total, max(newest + 1, self.given + self.noisy))
     while self.held.first + len(self.held.video) < end:
       self._enter()
-    self.held = packing.window(self.held, first, end)
+    self.held = latent_clip.window(self.held, first, end)
     clean = np.arange(first, end) < oldest
     held = self.held._replace(video_given=np.broadcast_to(clean[:, None, None], self.held.video.shape[:3]),
                               stills=self.references, frame_levels=True)
     if self.has_sound:
-      beside = np.minimum(packing.sound_frames(held, len(held.audio)), end - 1)
+      beside = np.minimum(latent_clip.sound_frames(held, len(held.audio)), end - 1)
       held = held._replace(audio_given=beside < oldest)
     encode = lambda text: self.model.tokenizer.encode(text, self.model.config.max_text)
     away = sampling.away_from(self.config)
@@ -181,6 +181,6 @@ class Latents:
     heard = held.first_sound + len(held.audio)
     count = self.total_sound - heard
     if frame < self.total - 1:
-      ahead = packing.sound_frames(held._replace(first_sound=heard), count)
+      ahead = latent_clip.sound_frames(held._replace(first_sound=heard), count)
       count = int(np.searchsorted(ahead, frame, 'right'))
     self.held = held._replace(video=video, audio=np.concatenate([held.audio, noise(1, (count, held.audio.shape[1]))]))

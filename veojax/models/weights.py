@@ -1,6 +1,7 @@
 """Weights as files: a module's parameters in safetensors, its configuration as JSON in the same file.
 
-Names are the attributes' path, joined by dots: `blocks.attention.w_q`.
+Names are the attributes' path, joined by dots: `blocks.attention.w_q`. Files may be in parts, NAME-00001-of-00002 and so
+on, each with some of the parameters.
 """
 import hashlib
 import json
@@ -23,8 +24,9 @@ def locate(name):
 
 
 def abstract(make):
-  """The tree of shapes and layouts of `make(rngs)`, of which nothing is computed."""
-  return jax.eval_shape(lambda key: make(layers.Rngs(key)), jax.random.key(0))
+  """The tree of shapes and layouts of `make(rngs)`, of which nothing is computed: not even the key, which under a
+  topology's mesh has no device to be on."""
+  return jax.eval_shape(lambda: make(layers.Rngs(jax.random.key(0))))
 
 
 def names(tree) -> dict:
@@ -56,10 +58,11 @@ def like(tree, other):
   return jax.tree.map(lambda x, value: jax.device_put(np.asarray(value, x.dtype), x.sharding), tree, values)
 
 
-def save(path, tree, metadata: dict, dtype=None):
-  """Writes safetensors, in `dtype` where one is given; `metadata` as JSON under the key 'veojax'. Atomic.
+def save(path, tree, metadata: dict, dtype=None, part_bytes: int | None = None):
+  """Writes safetensors, in `dtype` where one is given; `metadata` as JSON under the key 'veojax'. Each file is atomic.
 
-  All processes that hold a part of the tree call it, and process 0 writes.
+  part_bytes: where there is more, it is written in parts of at most so many bytes (or of one parameter). All processes
+  that hold a part of the tree call it, and process 0 writes.
   """
   arrays = {}
   for name, array in names(tree).items():
@@ -68,16 +71,46 @@ def save(path, tree, metadata: dict, dtype=None):
       arrays[name] = np.ascontiguousarray(whole.astype(dtype or whole.dtype))
   if not processes.is_first():
     return
-  with files.writing(path) as draft:
-    safetensors.numpy.save_file(arrays, draft, metadata={'veojax': json.dumps(metadata)})
-    draft.chmod(0o644)  # safetensors makes files that nobody else may read
+  groups = _groups(arrays, part_bytes)
+  for i, group in enumerate(groups, 1):
+    with files.writing(path if len(groups) == 1 else _part(path, i, len(groups))) as draft:
+      safetensors.numpy.save_file(group, draft, metadata={'veojax': json.dumps(metadata)})
+      draft.chmod(0o644)  # safetensors makes files that nobody else may read
+
+
+def _groups(arrays: dict, part_bytes: int | None) -> list[dict]:
+  """The arrays in their order, as few groups as `part_bytes` allows."""
+  groups, room = [{}], part_bytes
+  for name, array in arrays.items():
+    if part_bytes and array.nbytes > room and groups[-1]:
+      groups.append({})
+      room = part_bytes
+    groups[-1][name] = array
+    room = room and room - array.nbytes
+  return groups
+
+
+def _part(path, number: int, of: int):
+  path = files.path(path)
+  return path.parent / f'{path.stem}-{number:05}-of-{of:05}{path.suffix}'
 
 
 def load(path) -> tuple[dict, dict]:
   """({name: numpy array}, metadata). Raises ValueError for a file that is missing, truncated or not ours."""
   path = files.path(path)
-  if not path.exists():
+  if path.exists():
+    return _load(path)
+  found = sorted(path.parent.glob(f'{path.stem}-*-of-*{path.suffix}')) if path.parent.exists() else []
+  if not found:
     raise ValueError(f'{path} does not exist; train that model first, or name the folder of a finished run')
+  parts = [_part(path, i + 1, len(found)) for i in range(len(found))]
+  if found != parts:
+    raise ValueError(f'{path} is in parts, of which there are {", ".join(p.name for p in found)}; copy all of them again')
+  loaded = [_load(part) for part in parts]
+  return {name: array for arrays, _ in loaded for name, array in arrays.items()}, loaded[0][1]
+
+
+def _load(path) -> tuple[dict, dict]:
   try:
     with files.reading(path) as copy, safetensors.safe_open(copy, framework='numpy') as file:
       metadata = json.loads((file.metadata() or {})['veojax'])

@@ -18,6 +18,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 
 from veojax import files, processes
 from veojax.models import weights
+from veojax.training import orbax_s3
 from veojax.training.step import State
 
 PARTS = ('model', 'ema', 'opt')
@@ -37,6 +38,8 @@ class Checkpoints:
 
   def __init__(self, folder, keep: int = 2, keep_every: int = 0, patience: int = 1200):
     self.folder, self.keep, self.keep_every = files.absolute(folder), keep, keep_every
+    if str(self.folder).startswith(files.S3):
+      orbax_s3.enable()
     self.context = ocp.Context()
     self.context.asynchronous.timeout_secs = patience
     self._pending = None
@@ -132,7 +135,7 @@ class Checkpoints:
     self._checkpointer.close()
     def rename():
       with explained(self.folder):
-        (self.folder / str(step)).rename(self.folder / name)
+        files.rename_folder(self.folder / str(step), self.folder / name)
     processes.on_first(rename)
     self._open()
     return name

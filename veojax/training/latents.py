@@ -23,7 +23,7 @@ import tensorstore as ts
 
 from veojax import files, processes
 from veojax.data import latents as cache, tasks
-from veojax.data.packing import LatentClip, Still
+from veojax.data.latent_clip import LatentClip, Still
 from veojax.data.pipeline import Lengths, check_sample_rate, mix
 from veojax.types import Clip
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.diffusion import guidance
 from veojax.models import layers
 from veojax.zoo import animatediff_unet as unet
@@ -106,7 +106,7 @@ class AnimateDiffPipeline:
     text_KBSE = np.stack([sharding.fill_rows(self.embed(some, settings.dtype)) for some in texts])
     latents = sample(network, control, sharding.fill_rows(np.asarray(noise)), text_KBSE, condition, plan,
                      settings.guidance_scale, scale, settings.dtype)
-    return self.decode(np.asarray(latents)[:len(prompts)], settings)
+    return self.decode(processes.fetch(latents)[:len(prompts)], settings)
 
   def control(self, settings):
     """(network, condition, scale) of what is given: nothing."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.process import RectifiedFlow
@@ -79,7 +79,7 @@ class MochiPipeline:
     levels = timesteps.levels(settings.num_inference_steps, spacing='linear_quadratic')
     latents = sample(self.run.parts['transformer'], filled(noise), filled(text), unguided, levels,
                      settings.guidance_scale, settings.dtype)
-    return self.decode(np.asarray(latents)[:len(prompts)], settings)
+    return self.decode(processes.fetch(latents)[:len(prompts)], settings)
 
   def embed(self, texts: Sequence[str], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """T5's features float32[B, S, E] and mask bool[B, S]; of an empty text nothing is seen, where so published."""

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.diffusion import guidance, samplers
 from veojax.diffusion.process import EDM
 from veojax.models import layers
@@ -98,7 +98,7 @@ class SVDPipeline:
     rows = [sharding.fill_rows(np.asarray(x)) for x in (noise, first, vector, conditions.repeat(len(noise), 0))]
     latents = sample(self.run.parts['unet'], *rows, levels(self.process, settings.num_inference_steps), scales,
                      self.process, settings.dtype)
-    return self.decode(np.asarray(latents)[:len(noise)], settings)
+    return self.decode(processes.fetch(latents)[:len(noise)], settings)
 
   def encode(self, picture: UInt8[np.ndarray, 'h w 3'], noise: Float[np.ndarray, 'b h w 3'],
              strength: float) -> np.ndarray:
