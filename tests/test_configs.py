@@ -35,7 +35,7 @@ def test_config_says_how_it_is_run(path):
   assert 'veojax train --config configs/' in path.read_text().split('"""')[1]
 
 
-@pytest.mark.parametrize('name', ['mochi', 'svd', 'animatediff'])
+@pytest.mark.parametrize('name', ['mochi', 'svd', 'animatediff', 'make_a_video'])
 def test_a_published_model_samples_abstractly(name):
   """As `veojax compile --stage generate` takes it: latents of the config's settings, for each part of the mesh."""
   config = run.build(run.read_config(CONFIGS[0].parent / f'{name}.py'))

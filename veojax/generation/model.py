@@ -16,9 +16,10 @@ from veojax import files, sharding
 from veojax.data import latent_clip, packing
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
-from veojax.generation import codecs, joining, published_model, rows, sampling, tasks, tree
+from veojax.generation import cascade, codecs, joining, published_model, rows, sampling, tasks, tree
 from veojax.generation import prompts as prompting
 from veojax.generation.canvas import Canvas
+from veojax.generation.cascade import Cascade
 from veojax.generation.export import Sample
 from veojax.generation.published_model import PublishedModel
 from veojax.generation.sampling import SamplingConfig
@@ -180,12 +181,14 @@ class Model:
     return '\n'.join([f'Model {self.name!r}', *(line for part in parts for line in tree.lines(*part))])
 
 
-def load(name) -> Model | PublishedModel:
+def load(name) -> Model | PublishedModel | Cascade:
   """A model by its folder, or by its name where it comes with the package ('world'). Raises ValueError where there is
   none, or the files do not belong together."""
   folder = weights.locate(name)
   if published_model.is_converted(folder):
     return published_model.load(folder)
+  if cascade.is_cascade(folder):
+    return cascade.load(folder)
   if not (folder / 'model.json').exists():
     raise ValueError(f'{name} holds no model (no model.json in it); '
                      'give the folder of a run that `veojax train` or `veojax convert` has made')

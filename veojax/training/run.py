@@ -13,16 +13,18 @@ from veojax.generation import codecs
 from veojax.training import journal, loop
 from veojax.training.animatediff import AnimateDiffRun, AnimateDiffStage, AnimateDiffStep
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage, AudioVAEStep
+from veojax.training.make_a_video import MakeAVideoRun, MakeAVideoStage, MakeAVideoStep
 from veojax.training.mochi import MochiRun, MochiStage, MochiStep
 from veojax.training.svd import SVDRun, SVDStage, SVDStep
 from veojax.training.transformer import TransformerRun, TransformerStage, TransformerStep
 from veojax.training.video_vae import VideoVAERun, VideoVAEStage, VideoVAEStep
 
 RUNS = {'video_vae': VideoVAERun, 'audio_vae': AudioVAERun, 'transformer': TransformerRun, 'mochi': MochiRun,
-        'svd': SVDRun, 'animatediff': AnimateDiffRun}
+        'svd': SVDRun, 'animatediff': AnimateDiffRun, 'make_a_video': MakeAVideoRun}
 STEPS = {'video_vae': VideoVAEStep, 'audio_vae': AudioVAEStep, 'transformer': TransformerStep, 'mochi': MochiStep,
-         'svd': SVDStep, 'animatediff': AnimateDiffStep}
-PUBLISHED = {MochiRun: MochiStage, SVDRun: SVDStage, AnimateDiffRun: AnimateDiffStage}
+         'svd': SVDStep, 'animatediff': AnimateDiffStep, 'make_a_video': MakeAVideoStep}
+IN_FOLDER = {MochiRun: MochiStage, SVDRun: SVDStage, AnimateDiffRun: AnimateDiffStage,
+             MakeAVideoRun: MakeAVideoStage}  # of a config and a work directory
 # What may change between two starts of one run; anything else would make another model of it, or other data.
 FREE = ('loop.num_steps', 'loop.log_every', 'loop.evaluate_every', 'loop.sample_every', 'loop.save_every', 'loop.keep',
         'loop.keep_every', 'loop.save_patience', 'loop.explosion', 'loop.max_skipped', 'loop.hang_seconds',
@@ -73,8 +75,8 @@ def train(config, workdir) -> dict[str, float]:
     both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
       stage = TransformerStage(config, workdir, *both)
-  elif type(config) in PUBLISHED:
-    stage = PUBLISHED[type(config)](config, workdir)
+  elif type(config) in IN_FOLDER:
+    stage = IN_FOLDER[type(config)](config, workdir)
   else:
     stage = (VideoVAEStage if isinstance(config, VideoVAERun) else AudioVAEStage)(config)
   return loop.fit(stage, workdir)
