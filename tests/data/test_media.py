@@ -1,8 +1,6 @@
 """Reading: files written here by ffmpeg directly; a flash and a click at one instant tell their offset."""
 import json
 import math
-import os
-import pathlib
 from fractions import Fraction
 
 import av
@@ -10,20 +8,11 @@ import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
 
+from tests.data.made_media import flash_and_click, greys, record, still
 from veojax.data import media
 from veojax.types import Clip
 
 pytestmark = pytest.mark.smoke
-
-
-def flash_and_click(num_frames=24, fps=24.0, sample_rate=16000, channels=2, height=48, width=64, at=9) -> Clip:
-  """Black and silent, but for frame `at` and the sound from its time on for one frame."""
-  video = np.full((num_frames, height, width, 3), 16, np.uint8)
-  video[at] = 235
-  audio = np.zeros((round(num_frames / fps * sample_rate), channels), np.float32)
-  begin, end = round(at / fps * sample_rate), round((at + 1) / fps * sample_rate)
-  audio[begin:end] = 0.7 * np.sin(np.arange(end - begin) * 2 * np.pi * 1000 / sample_rate)[:, None]
-  return Clip(video=video, audio=audio, fps=fps, sample_rate=sample_rate)
 
 
 def flash_time(clip: Clip) -> float:
@@ -32,52 +21,6 @@ def flash_time(clip: Clip) -> float:
 
 def click_time(clip: Clip) -> float:
   return int(np.argmax(np.abs(clip.audio).max(1) > 0.25)) / clip.sample_rate
-
-
-def record(path, images=None, times=None, *, codec='mpeg4', pix_fmt='yuv420p', audio=None, sample_rate=16000,
-           audio_codec='aac', layout='mono', sound_from=0.0, rotation=0, options=None):
-  """A file as other programs make it: `images` at `times` (seconds, kept to a millisecond), sound from `sound_from`."""
-  with av.open(str(path), 'w') as out:
-    if images is not None:
-      picture = out.add_stream(codec, rate=1000 if times is not None else 25, options=options or {})
-      picture.height, picture.width, picture.pix_fmt = *images.shape[1:3], pix_fmt
-      picture.codec_context.time_base = Fraction(1, 1000) if times is not None else Fraction(1, 25)
-      if rotation:
-        picture.set_display_rotation(rotation)
-    if audio is not None:
-      sound = out.add_stream(audio_codec, rate=sample_rate, layout=layout)
-    out.start_encoding()
-    for k, image in enumerate(images if images is not None else ()):
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24').reformat(format=pix_fmt)
-      frame.time_base = picture.codec_context.time_base
-      frame.pts = k if times is None else round(times[k] * 1000)
-      out.mux(picture.encode(frame))
-    if images is not None:
-      out.mux(picture.encode(None))
-    if audio is not None:
-      size = sound.codec_context.frame_size or len(audio)
-      resampler = av.AudioResampler(sound.codec_context.format.name, layout, sample_rate)
-      for begin in range(0, len(audio), size):
-        piece = np.ascontiguousarray(audio[begin:begin + size].T)
-        frame = av.AudioFrame.from_ndarray(piece, format='fltp', layout=layout)
-        frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
-        frame.pts = begin + round(sound_from * sample_rate)
-        for converted in resampler.resample(frame):
-          out.mux(sound.encode(converted))
-      out.mux(sound.encode(None))
-
-
-def greys(levels, side: int) -> np.ndarray:
-  """One even grey a frame."""
-  return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (len(levels), side, side, 3))
-
-
-def still(image, codec, pix_fmt) -> bytes:
-  context = av.CodecContext.create(codec, 'w')
-  context.height, context.width, context.pix_fmt, context.time_base = *image.shape[:2], pix_fmt, Fraction(1, 25)
-  frame = av.VideoFrame.from_ndarray(image, format='rgb24').reformat(format=pix_fmt)
-  frame.pts, frame.time_base = 0, Fraction(1, 25)
-  return b''.join(bytes(packet) for packet in context.encode(frame) + context.encode(None))
 
 
 def quadrants(height=48, width=80) -> np.ndarray:
@@ -321,75 +264,6 @@ def test_photo_turned_by_its_camera():
   exif = b'Exif\0\0MM\0*\0\0\0\x08' + b'\0\x01' + b'\x01\x12\0\x03\0\0\0\x01\0\x06\0\0' + bytes(4)
   turned = data[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + data[2:]
   assert_near(media.read(turned).video[0], np.rot90(image, -1))
-
-
-def bad_files(folder) -> dict[str, bytes]:
-  media.write(folder / 'good.mp4', flash_and_click())
-  good = (folder / 'good.mp4').read_bytes()
-  noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3)).astype(np.uint8)
-  record(folder / 'good.mkv', noise, codec='mpeg4')
-  record(folder / 'good.avi', noise, codec='mpeg4')
-  for format in ('wav', 'flac'):
-    media.write(folder / f'good.{format}', flash_and_click())
-  files = {'empty.mp4': b'', 'text.mp4': b'this is not a film\n' * 100, 'page.png': b'<!doctype html><html></html>',
-           'zeros.mkv': bytes(5000), 'random.mp4': np.random.default_rng(1).bytes(20000), 'head.mp4': good[:40],
-           'playlist.mp4': b'#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n#EXT-X-ENDLIST\n',
-           'concat.mp4': b"ffconcat version 1.0\nfile 'good.mp4'\n",
-           'noheader.mp4': good.replace(b'moov', b'wxyz'), 'jpeg.jpg': b'\xff\xd8\xff\xe0' + bytes(500)}
-  for name in ('good.mp4', 'good.mkv', 'good.avi', 'good.wav', 'good.flac'):
-    data = (folder / name).read_bytes()
-    files[f'cut-{name}'] = data[:len(data) * 6 // 10]
-  files['cut.png'] = media.encode(Clip(video=noise[:1], fps=1.0), 'png')[:4000]
-  files['cut.jpg'] = still(noise[0], 'mjpeg', 'yuvj420p')[:2500]
-  broken = bytearray((folder / 'good.mkv').read_bytes())
-  for place in range(3000, len(broken) - 500, 700):
-    broken[place:place + 400] = np.random.default_rng(place).bytes(400)
-  files['broken.mkv'] = bytes(broken)
-  return files
-
-
-def test_bad_files_are_refused_by_name_in_one_line(tmp_path):
-  for name, data in bad_files(tmp_path).items():
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(media.MediaError) as error:
-      media.read(tmp_path / name)
-    message = str(error.value)
-    assert name in message and '\n' not in message and len(message) > len(str(tmp_path / name)) + 5
-  for path in (tmp_path, tmp_path / 'absent.mp4', pathlib.Path('/dev/zero')):
-    with pytest.raises(media.MediaError, match=str(path)):
-      media.read(path)
-  os.mkfifo(tmp_path / 'pipe.mp4')
-  with pytest.raises(media.MediaError, match='not a regular file'):
-    media.probe(tmp_path / 'pipe.mp4')
-
-
-def test_leaping_time_stamps(tmp_path):
-  times = [k / 25 for k in range(20)] + [3e5]
-  record(tmp_path / 'a.mkv', greys(np.arange(21), 16), times, codec='mjpeg', pix_fmt='yuvj420p')
-  with pytest.raises(media.MediaError, match='leap'):
-    media.read(tmp_path / 'a.mkv', fps=25)
-  assert len(media.read(tmp_path / 'a.mkv', fps=25, duration=0.4).video) == 10
-
-
-def test_every_single_flipped_byte_is_read_or_refused(tmp_path):
-  data = media.encode(flash_and_click(6, 24.0, 8000, 1, 16, 16, at=3))
-  rng = np.random.default_rng(0)
-  for place in rng.choice(len(data), 60, replace=False):
-    damaged = bytearray(data)
-    damaged[place] ^= 1 << int(rng.integers(8))
-    try:
-      clip = media.read(bytes(damaged), threads=1)
-      assert clip.video is not None or clip.audio is not None
-    except media.MediaError:
-      pass
-
-
-@pytest.mark.parametrize('arguments', [
-    {'fps': 0}, {'fps': math.nan}, {'height': -1}, {'width': 1.5}, {'start': -1.0}, {'duration': 0.0},
-    {'sample_rate': 0}, {'channels': 0}, {'max_side': 8, 'height': 8}])
-def test_senseless_arguments(tmp_path, arguments):
-  with pytest.raises(ValueError, match='give'):
-    media.read(tmp_path / 'a.mp4', **arguments)
 
 
 def test_real_clips(clips_folder):
