@@ -19,7 +19,7 @@ import numpy as np
 
 from veojax.data import media
 from veojax.evaluation import benchmark, clips, set_distance
-from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.types import Clip
 from veojax.zoo import origin, vggish
@@ -31,7 +31,7 @@ BATCH = 8  # examples that are embedded at a time: one program for sounds of all
 
 
 @dataclasses.dataclass(frozen=True)
-class FAD:
+class FAD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of VGGish, made by `zoo.origin`; unknown
   ones are refused, unless allow_unknown_weights: then the distance is not called FAD. network: their hash, which
   follows from them. Clips shorter than a window are left out."""
@@ -44,7 +44,7 @@ class FAD:
   allow_unknown_weights: bool = False
   protocol: Literal['google', 'pytorch'] = 'google'
 
-  KEY, WORST = (), ''  # it belongs to no clip
+  FEATURES = 'embeddings'
 
   def fitted(self, subject: Subject) -> 'FAD':
     load(self.weights, self.allow_unknown_weights)
@@ -69,13 +69,6 @@ class FAD:
       if len(found):
         rows[-1].kept['embeddings'] = np.round(found.astype(np.float64), DECIMALS).tolist()
     return {part: rows}
-
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    by_column = set_distance.score(rows, 'embeddings')
-    return {name: by_column for name in self.METRICS} if by_column else {}
-
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
-    return {}
 
 
 def is_fad(weights: str) -> bool:

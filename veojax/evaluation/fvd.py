@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from veojax.evaluation import benchmark, clips, set_distance
-from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.zoo import i3d, origin
 
@@ -44,7 +44,7 @@ PROTOCOLS = {'google': Protocol(half_pixel=False), 'stylegan-v': Protocol(random
 
 
 @dataclasses.dataclass(frozen=True)
-class FVD:
+class FVD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of I3D, made by `zoo.origin`; others than
   FVD's are refused, unless allow_unknown_weights: then the distance is not called FVD. network: their hash, which
   follows from them. Every `stride`th frame is taken; clips that are too short for it are left out."""
@@ -59,7 +59,7 @@ class FVD:
   num_frames: int = 16
   stride: int = 1
 
-  KEY, WORST = (), ''  # it belongs to no clip
+  FEATURES = 'logits'
 
   def __post_init__(self):
     least = PROTOCOLS[self.protocol].min_frames
@@ -103,13 +103,6 @@ class FVD:
     if true and PROTOCOLS[self.protocol].random_start:
       first = int(np.random.default_rng([self.seed, index]).integers(len(video) - span + 1))
     return video[first:first + span:self.stride]
-
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    by_column = set_distance.score(rows, 'logits')
-    return {name: by_column for name in self.METRICS} if by_column else {}
-
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
-    return {}
 
 
 def is_fvd(weights: str) -> bool:

@@ -12,6 +12,19 @@ from veojax.evaluation.frechet import Moments, distance
 NUM_HALVES = 20
 
 
+class SetBenchmark:
+  """What benchmarks share whose one score is the distance of features that rows keep under FEATURES."""
+  FEATURES = ''
+  KEY, WORST = (), ''  # it belongs to no clip
+
+  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
+    by_column = score(rows, self.FEATURES)
+    return {name: by_column for name in self.METRICS} if by_column else {}
+
+  def plots(self, rows: dict[str, list[Row]]) -> dict:
+    return {}
+
+
 def score(rows: dict[str, list[Row]], name: str) -> dict[str, Score]:
   """{column: Score} of the Fréchet distance of the features kept under `name`, a list of them for each clip. Clips
   without any are left out. Empty where the truth has fewer than four clips."""

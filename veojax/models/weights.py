@@ -111,6 +111,7 @@ def load(path) -> tuple[dict, dict]:
 
 
 def _load(path) -> tuple[dict, dict]:
+  """As `load`, of one file."""
   try:
     with files.reading(path) as copy, safetensors.safe_open(copy, framework='numpy') as file:
       metadata = json.loads((file.metadata() or {})['veojax'])
