@@ -38,7 +38,7 @@ def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
   """Sixteen hex digits that change with anything that the rows of this part depend on."""
   told = {'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part, 'alone': subject.model is None}
   if part != 'truth':
-    told['codecs'] = [codec and codec.hash() for codec in subject.codecs]
+    told['codecs'] = [codec and codec.whole_hash() for codec in subject.codecs]
   if part == 'made':
     told |= {'model': fingerprint(subject.model), 'options': settings(subject)}
   return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -155,6 +155,7 @@ class Decoder(nnx.Module):
 
 class AudioVAE(nnx.Module):
   """Waveform ↔ latents; a pure pytree of parameters."""
+  DECODER = 'decoder',
 
   def __init__(self, cfg: AudioVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

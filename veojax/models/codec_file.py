@@ -16,19 +16,26 @@ ARRAYS = ('mean_C', 'std_C')
 
 class Stored:
   """What every codec can do because it has a `vae` and the statistics of its latents, and names the classes VAE and
-  CONFIG (the VAE's configuration)."""
+  CONFIG (the VAE's configuration). A VAE's DECODER are the parts of it that make no latents."""
 
   @property
   def latent_channels(self) -> int:
     return self.vae.cfg.latent_channels
 
   @functools.cached_property
-  def _fingerprint(self) -> str:
-    return fingerprint(self)
+  def _hashes(self) -> tuple[str, str]:
+    all_of_it = weights.names(self.vae)
+    encoder = {name: x for name, x in all_of_it.items() if name.split('.')[0] not in self.VAE.DECODER}
+    told = {k: v for k, v in metadata(self).items() if k != 'settings'}
+    return weights.fingerprint(encoder, told), weights.fingerprint(all_of_it, told)
 
   def hash(self) -> str:
     """Sixteen hex digits that change with anything that changes the latents."""
-    return self._fingerprint
+    return self._hashes[0]
+
+  def whole_hash(self) -> str:
+    """As `hash`, that change with the decoder too."""
+    return self._hashes[1]
 
   def on(self, device: jax.Device) -> 'Stored':
     """The codec with its weights on a device, where it then runs."""
@@ -95,8 +102,3 @@ def moments(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   mean = total / count
   std = np.sqrt(np.maximum(squares / count - mean ** 2, 0))
   return mean.astype(np.float32), np.where(std > 1e-4, std, 1).astype(np.float32)
-
-
-def fingerprint(codec) -> str:
-  """Changes with anything that changes the codec's latents."""
-  return weights.fingerprint(codec.vae, {k: v for k, v in metadata(codec).items() if k != 'settings'})

@@ -48,6 +48,9 @@ class PatchedCodec(PictureCodec):
   def hash(self) -> str:
     return f'{self.codec.hash()}/{self.patch}'
 
+  def whole_hash(self) -> str:
+    return f'{self.codec.whole_hash()}/{self.patch}'
+
   def on(self, device):
     return dataclasses.replace(self, codec=self.codec.on(device))
 

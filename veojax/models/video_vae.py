@@ -119,6 +119,7 @@ class Stages(nnx.Module):
 
 class VideoVAE(nnx.Module):
   """Encoder and decoder of a VideoVAEConfig; a plain pytree of parameters."""
+  DECODER = 'from_latent', 'decoder', 'decoder_scale', 'unpatchify'
 
   def __init__(self, cfg: VideoVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

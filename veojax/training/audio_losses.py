@@ -124,18 +124,9 @@ def weighted(terms: dict[str, Float[Array, '']], config: AudioLossConfig) -> Flo
   return sum(getattr(config, name) * terms[name] for name in ('waveform', 'kl', 'stft', 'mel') if name in terms)
 
 
-def reconstruct(vae: AudioVAE, key: PRNGKeyArray, audio_BRC: Float[Array, 'b r c']
+def reconstruct(vae: AudioVAE, key: PRNGKeyArray, posterior: tuple[Float[Array, 'b t z'], Float[Array, 'b t z']]
                 ) -> tuple[Float[Array, 'b r c'], Float[Array, '']]:
   """The decoder's output for one draw of z = mean + exp(logvar / 2) eps, and the posterior's KL divergence."""
-  mean_BTC, logvar_BTC = vae.encode(audio_BRC)
+  mean_BTC, logvar_BTC = posterior
   eps_BTC = jax.random.normal(key, mean_BTC.shape, mean_BTC.dtype, out_sharding=jax.typeof(mean_BTC).sharding)
   return vae.decode(mean_BTC + jnp.exp(0.5 * logvar_BTC) * eps_BTC), kl_to_normal(mean_BTC, logvar_BTC)
-
-
-def audio_vae_loss(vae: AudioVAE, key: PRNGKeyArray, audio_BRC: Float[Array, 'b r c'],
-                   config: AudioLossConfig = AudioLossConfig()) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
-  """The objective above, and its terms before weighting."""
-  output_BRC, kl = reconstruct(vae, key, audio_BRC)
-  terms = {'kl': kl} | reconstruction_terms(output_BRC, audio_BRC, vae.cfg.sample_rate, config)
-  loss = weighted(terms, config)
-  return loss, terms | {'loss': loss}

@@ -1,6 +1,6 @@
 """Stage two: the audio VAE learns to reconstruct random stretches of a data set's sound.
 
-The objective is `audio_losses.audio_vae_loss`; plus, where its weight is not 0, an adversarial and feature-matching
+The objective is that of `audio_losses`; plus, where its weight is not 0, an adversarial and feature-matching
 loss against a discriminator trained beside the codec (adversarial.py).
 """
 import dataclasses
@@ -18,7 +18,7 @@ from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, distortion, heldout, optimizer
+from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.audio_losses import AudioLossConfig
 from veojax.training.loop import LoopConfig
@@ -32,6 +32,7 @@ class AudioVAERun:
   stage: Literal['audio_vae']
   data: str = ''
   start: str = ''  # a codec, by name, folder or file, whose weights this one begins with; empty: random ones
+  learn: Literal['all', 'decoder'] = 'all'  # 'decoder': the latents stay those of `start`
   seed: int = 0
   model: AudioVAEConfig = AudioVAEConfig()
   num_latents: int = 24                 # of a training crop
@@ -42,6 +43,9 @@ class AudioVAERun:
   optimizer: OptimizerConfig = OptimizerConfig()
   loop: LoopConfig = LoopConfig()
   mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    decoder_only.check(self)
 
 
 class AudioVAEStep:
@@ -67,16 +71,18 @@ class AudioVAEStep:
 
   def make_optimizer(self):
     codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
-    return adversarial.optimizer(self.config.adversarial, codec_tx)
+    return adversarial.optimizer(self.config.adversarial, decoder_only.optimizer(self.config, codec_tx))
 
   def batch_spec(self, batch):
     return {'audio': sharding.B}
 
   def loss(self, model, batch, key, step):
     config, audio = self.config, batch['audio']
+    vae = adversarial.codec_of(config.adversarial, model)
+    output, kl = audio_losses.reconstruct(vae, key, decoder_only.posterior(config, vae, audio))
     if not config.adversarial.weight:
-      return audio_losses.audio_vae_loss(model, key, audio, config.loss)
-    output, kl = audio_losses.reconstruct(model['codec'], key, audio)
+      terms = {'kl': kl} | self.reconstruction(output, audio)[1]
+      return audio_losses.weighted(terms, config.loss), terms
     loss, metrics = adversarial.loss(config.adversarial, model['discriminator'],
                                      lambda x: self.reconstruction(x, audio), output, audio, step)
     return loss + config.loss.kl * kl, metrics | {'kl': kl}
@@ -95,16 +101,19 @@ class AudioVAEStage(AudioVAEStep):
     model = config.model
     self.source = pipeline.SoundSource(self.dataset, config.num_latents * model.hop, model.channels,
                                        model.sample_rate, config.seed)
+    self.start = codecs.load(config.start, 'audio') if config.start else None
 
   def begin(self, model):
-    config = self.config
-    if not config.start:
+    if not self.start:
       return model
-    own = adversarial.codec_of(config.adversarial, model)
-    return adversarial.with_codec(config.adversarial, model, weights.like(own, codecs.load(config.start, 'audio').vae))
+    own = adversarial.codec_of(self.config.adversarial, model)
+    return adversarial.with_codec(self.config.adversarial, model, weights.like(own, self.start.vae))
 
   def codec(self, model) -> AudioCodec:
-    vae = processes.here(adversarial.codec_of(self.config.adversarial, model))
+    config = self.config
+    return decoder_only.codec(config, self.start, adversarial.codec_of(config.adversarial, model), self.measured)
+
+  def measured(self, vae) -> AudioCodec:
     batches = [np.stack([self.source[row]['audio'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
     return AudioCodec(vae, *audio_codec.statistics(vae, batches))
 

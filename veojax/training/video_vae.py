@@ -21,7 +21,7 @@ from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, distortion, heldout, optimizer
+from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -41,6 +41,7 @@ class VideoVAERun:
   stage: Literal['video_vae']
   data: str = ''
   start: str = ''  # a codec, by name, folder or file, whose weights this one begins with; empty: random ones
+  learn: Literal['all', 'decoder'] = 'all'  # 'decoder': the latents stay those of `start`
   seed: int = 0
   model: VideoVAEConfig = VideoVAEConfig()
   crop: CropConfig = CropConfig()
@@ -57,6 +58,7 @@ class VideoVAERun:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    decoder_only.check(self)
     tc, sc, crop = self.model.temporal_compression, self.model.spatial_compression, self.crop
     if (crop.num_frames - 1) % tc or crop.height % sc or crop.width % sc:
       raise ValueError(f'crop of {crop.num_frames} frames of {crop.height}x{crop.width} pixels does not divide; '
@@ -90,7 +92,7 @@ class VideoVAEStep:
 
   def make_optimizer(self):
     codec_tx = optimizer.make(self.config.optimizer, self.config.loop.num_steps)
-    return adversarial.optimizer(self.config.adversarial, codec_tx)
+    return adversarial.optimizer(self.config.adversarial, decoder_only.optimizer(self.config, codec_tx))
 
   def batch_spec(self, batch):
     return {'video': sharding.B}
@@ -98,7 +100,7 @@ class VideoVAEStep:
   def loss(self, model, batch, key, step):
     config, video = self.config, batch['video'].astype(jnp.float32) / 127.5 - 1
     vae = adversarial.codec_of(config.adversarial, model)
-    mean, logvar = vae.encode(video)
+    mean, logvar = decoder_only.posterior(config, vae, video)
     noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
     output = vae.decode(mean + jnp.exp(0.5 * logvar) * noise)
     if config.adversarial.weight:
@@ -128,18 +130,22 @@ class VideoVAEStage(VideoVAEStep):
     self.dataset = datasets.open_dataset(config.data)
     self.source = pipeline.CropSource(self.dataset, config.crop.num_frames, config.crop.height, config.crop.width,
                                       config.seed)
+    self.start = codecs.load(config.start, 'video') if config.start else None
 
   def begin(self, model):
-    config = self.config
-    if not config.start:
+    if not self.start:
       return model
-    own = adversarial.codec_of(config.adversarial, model)
-    return adversarial.with_codec(config.adversarial, model, weights.like(own, codecs.load(config.start, 'video').vae))
+    own = adversarial.codec_of(self.config.adversarial, model)
+    return adversarial.with_codec(self.config.adversarial, model, weights.like(own, self.start.vae))
 
   def codec(self, model) -> VideoCodec:
-    vae = processes.here(adversarial.codec_of(self.config.adversarial, model))
+    config = self.config
+    return decoder_only.codec(config, self.start, adversarial.codec_of(config.adversarial, model), self.measured,
+                              tile=config.tile, overlap=config.overlap)
+
+  def measured(self, vae, **settings) -> VideoCodec:
     batches = [np.stack([self.source[row]['video'] for row in range(i, i + 8)]) for i in range(0, 64, 8)]
-    return VideoCodec(vae, *video_codec.statistics(vae, batches), tile=self.config.tile, overlap=self.config.overlap)
+    return VideoCodec(vae, *video_codec.statistics(vae, batches), **settings)
 
   def evaluate(self, ema) -> dict[str, float]:
     """PSNR in dB of held-out clips, whole, through the codec."""

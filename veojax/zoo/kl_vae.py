@@ -144,6 +144,7 @@ class Decoder(nnx.Module):
 
 
 class KLVAE(nnx.Module):
+  DECODER = 'post_quant', 'decoder'
 
   def __init__(self, cfg: KLVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

@@ -195,6 +195,7 @@ class Stage(nnx.Module):
 class MochiVAE(nnx.Module):
   """Stages from fine to coarse in `encoder`, from coarse to fine in `decoder`, with a fold or unfold between each
   two."""
+  DECODER = 'from_latent', 'decoder', 'up', 'to_pixels'
 
   def __init__(self, cfg: MochiVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

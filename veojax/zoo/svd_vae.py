@@ -113,6 +113,7 @@ class Decoder(nnx.Module):
 
 
 class SVDVAE(nnx.Module):
+  DECODER = 'decoder',
 
   def __init__(self, cfg: SVDVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg

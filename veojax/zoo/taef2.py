@@ -86,6 +86,7 @@ def group_norm(x_BTHWC: Video, scale: Float[Array, 'd'], bias: Float[Array, 'd']
 
 class TAEF2(nnx.Module):
   """Stages from fine to coarse in `encoder`, from coarse to fine in `decoder`, with a convolution between each two."""
+  DECODER = 'from_latent', 'decoder', 'up', 'to_pixels'
 
   def __init__(self, cfg: TAEF2Config, *, rngs: nnx.Rngs):
     self.cfg = cfg
