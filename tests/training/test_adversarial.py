@@ -1,9 +1,6 @@
 """Codec against discriminator: neither trains the other, nothing before its time, zero at the truth,
 resumed = uninterrupted."""
 import dataclasses
-import os
-import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +9,7 @@ import optax
 import pytest
 import safetensors.numpy
 
+from tests.training.interrupted import stopped_at
 from veojax import sharding
 from veojax.data import prepare
 from veojax.data.world import WorldConfig
@@ -19,8 +17,7 @@ from veojax.models import perceptual, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.video_codec import VideoCodec
 from veojax.training import (
-    adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, stopping,
-    video_vae)
+    adversarial, audio_losses, audio_vae, checkpoint, journal, loop, optimizer, run, step, video_vae)
 from veojax.training.adversarial import AdversarialConfig
 
 pytestmark = pytest.mark.xdist_group('adversarial')
@@ -272,21 +269,12 @@ def saved_state(kind, folder, workdir):
 
 
 @pytest.mark.slow
-def test_resumed_equals_uninterrupted_bit_for_bit(kind, folder, monkeypatch):
+def test_resumed_equals_uninterrupted_bit_for_bit(kind, folder):
   """Stopped by SIGTERM after the discriminator has begun, at a step that is no checkpoint's, and started again."""
   whole, resumed = folder / f'{kind}_whole', folder / f'{kind}_resumed'
   run.train(tree(kind, folder), whole)
-  original = loop.interludes
-
-  def interludes(stage, state, row, at, *rest):
-    original(stage, state, row, at, *rest)
-    if at == 3:
-      os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.05)
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, 'interludes', interludes)
-    with pytest.raises(stopping.Stopped):
-      run.train(tree(kind, folder), resumed)
+  with stopped_at(3):
+    run.train(tree(kind, folder), resumed)
   run.train(tree(kind, folder), resumed)
   (a, row_a), (b, row_b) = (saved_state(kind, folder, workdir) for workdir in (whole, resumed))
   assert row_a == row_b == 4 * 8 * TREES[kind]['loop'].get('accumulate', 1) and int(a.skipped) == 0

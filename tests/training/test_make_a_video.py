@@ -10,13 +10,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import veojax
+from tests.training.interrupted import stopped_at
 from veojax import cli, sharding
 from veojax import config as door
 from veojax.data import datasets
 from veojax.data.tokenizer import Tokenizer
 from veojax.generation import cascade
 from veojax.models import weights
-from veojax.training import run, step
+from veojax.training import journal, run, step
 from veojax.training.make_a_video import MakeAVideoStage, MakeAVideoStep
 from veojax.training.make_a_video_rows import ClipSource, fitted
 
@@ -102,6 +103,22 @@ def test_from_pictures_to_clips(folder):
     model.generate('a ball', guidance_scal=2.0)
   with pytest.raises(ValueError, match='only pictures'):
     pictures.generate('a ball', num_frames=3)
+
+
+@pytest.mark.unet
+def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
+  """Stopped by SIGTERM at a step that is no checkpoint's, and started again."""
+  loop = {**LOOP, 'num_steps': 4, 'ema_decays': (0.5,), 'save_every': 3}
+  run.train(tree(folder, 'image', loop=loop), tmp_path / 'whole')
+  with stopped_at(2):
+    run.train(tree(folder, 'image', loop=loop), tmp_path / 'resumed')
+  run.train(tree(folder, 'image', loop=loop), tmp_path / 'resumed')
+  for name in ('embedder', 'decoder'):
+    whole, resumed = (cascade.load(tmp_path / folder).flat(name) for folder in ('whole', 'resumed'))
+    assert not changed(whole, resumed)
+  losses = [{line['step']: line['loss'] for line in journal.read(tmp_path / folder) if 'loss' in line}
+            for folder in ('whole', 'resumed')]
+  assert losses[0] == losses[1] and sorted(losses[0]) == [1, 2, 3, 4]
 
 
 def check_pieces(model):

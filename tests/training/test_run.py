@@ -3,22 +3,21 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
+from tests.training.interrupted import stopped_at
 from veojax import cli, sharding
 from veojax.data import datasets, media, prepare
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
 from veojax.generation import codecs, model as models
 from veojax.models import weights
-from veojax.training import checkpoint, journal, loop, run, stopping, transformer
+from veojax.training import checkpoint, journal, loop, run, transformer
 
 pytestmark = pytest.mark.xdist_group('run')
 
@@ -56,25 +55,6 @@ def tree(folder, **changes):
           'audio_codec': str(folder / 'audio'), **changes}
 
 
-def stopped_after(steps, folder, workdir):
-  """Trains until the step before `steps`, then is stopped as by SIGTERM."""
-  config = run.build(tree(folder))
-  original = loop.interludes
-
-  def interludes(stage, state, row, step, *rest):
-    original(stage, state, row, step, *rest)
-    if step == steps:
-      os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.05)
-  loop.interludes = interludes
-  try:
-    with pytest.raises(stopping.Stopped) as stopped:
-      run.train(config, workdir)
-  finally:
-    loop.interludes = original
-  return stopped.value
-
-
 def leaves(workdir):
   config = run.build(json.loads((workdir / 'config.json').read_text()))
   mesh = sharding.make_mesh(config.mesh)
@@ -96,8 +76,9 @@ def whole(folder):
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, whole):
   """Stopped by SIGTERM at a step that is no checkpoint's, with data threads running, and started again."""
   workdir = folder / 'resumed'
-  stopped = stopped_after(3, folder, workdir)
-  assert 'step 3' in str(stopped) and 'goes on from there' in str(stopped)
+  with stopped_at(3) as stopped:
+    run.train(tree(folder), workdir)
+  assert 'step 3' in str(stopped.value) and 'goes on from there' in str(stopped.value)
   run.train(tree(folder), workdir)
   (a, row_a), (b, row_b) = leaves(whole), leaves(workdir)
   assert row_a == row_b == 4 * 8
