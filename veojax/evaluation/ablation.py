@@ -3,8 +3,9 @@ and its clips scored against their captions.
 
     python -m veojax.evaluation.ablation DATA OUTPUT [--num_steps=300] [--num_clips=48] [--variants="('flow','v')"]
 
-DATA is a prepared world; OUTPUT keeps a run of every variant, goes on where it stopped, and gets ablation.json. Differences
-to the first variant are of the same captions under the same noise, with 95 % intervals by bootstrap over the captions.
+DATA is a prepared world; OUTPUT keeps a run of every variant, goes on where it stopped, and gets ablation.json, of all
+variants that were ever asked for. Differences to the first variant are of the same captions under the same noise, with
+95 % intervals by bootstrap over the captions.
 """
 import json
 import pathlib
@@ -14,6 +15,7 @@ import sys
 import numpy as np
 from rich import console, progress, table
 
+from veojax import files
 from veojax.evaluation import round_trip, world_score
 from veojax.generation import model as models
 from veojax.training import heldout, run
@@ -28,8 +30,11 @@ VARIANTS = {  # keys of the config that differ from it
     'flow, uniform timesteps': {'loss': {'timesteps': 'uniform'}},
     'flow, shift 2': {'loss': {'video_shift': 2.0}},
     'flow, tokens of 2x2 latents': {'video_patch': 2, 'dit': {'video_channels': 64}, 'pack': {'row_tokens': 128}},
+    'flow, sound weighs 1': {'loss': {'audio_weight': 1.0}},
+    'flow, 3 layers of 256': {'dit': {'depth': 3, 'width': 256, 'num_heads': 4, 'mlp_width': 704}},
+    'flow, 12 layers of 128': {'dit': {'depth': 12, 'width': 128, 'num_heads': 2, 'mlp_width': 352}},
 }
-BATCH = 8
+BATCH, RESULTS = 8, 'ablation.json'
 
 
 def variant(name: str, data: str, num_steps: int):
@@ -62,21 +67,33 @@ def main(data: str, output: str, *options: str):
   dataset, out = heldout.split(data), pathlib.Path(output)
   texts = [dataset.text(i) for i in range(min(len(dataset), int(given.get('num_clips', 48))))]
   names = tuple(given.get('variants', VARIANTS))
-  first, results = None, {}
+  settings = {'num_clips': len(texts), 'num_steps': int(given.get('num_steps', 300)), 'first': names[0]}
+  results = kept(out / RESULTS, settings)
+  first = variant(names[0], data, settings['num_steps'])
   for name in names:
-    folder = out / folder_of(name)
-    config = variant(name, data, int(given.get('num_steps', 300)))
-    if first is not None and config.video_patch == first.video_patch and not (folder / 'latents').exists():
+    if name in results:
+      continue
+    folder, config = out / folder_of(name), variant(name, data, settings['num_steps'])
+    if name != names[0] and config.video_patch == first.video_patch and not (folder / 'latents').exists():
       shutil.copytree(out / folder_of(names[0]) / 'latents', folder / 'latents')  # the same codecs
-    first = first or config
     run.train(config, folder)
     own, compared = scores(folder, texts)
     reference = own if not results else np.array(results[names[0]]['each'])
     low, high = round_trip.interval(own - reference)
     results[name] = {**{k: compared[k] for k in ('own', 'shuffled', 'difference', 'low', 'high', 'fields')},
                      'each': own.tolist(), 'against first': [float(np.mean(own - reference)), low, high]}
-    (out / 'ablation.json').write_text(json.dumps(results, indent=2))
+    files.write(out / RESULTS, json.dumps({'settings': settings, 'variants': results}, indent=2).encode())
   show(results, len(texts))
+
+
+def kept(path: pathlib.Path, settings: dict) -> dict:
+  """The variants that have been scored before. Raises ValueError where that was with other settings."""
+  if not path.exists():
+    return {}
+  found = json.loads(path.read_text())
+  if found['settings'] != settings:
+    raise ValueError(f'{path} was made with {found["settings"]}, asked for is {settings}; give another folder')
+  return found['variants']
 
 
 def show(results: dict, num_clips: int):
