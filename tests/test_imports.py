@@ -22,8 +22,8 @@ ALLOWED = {
     'benchmarking': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
                      'compiling', 'zoo'},
     'zoo': {'types', 'sharding', 'processes', 'config', 'data', 'diffusion', 'models'},
-    'evaluation': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation', 'training',
-                   'zoo', 'arguments', 'host'},
+    'evaluation': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
+                   'training', 'zoo', 'arguments', 'host'},
     'cli': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
             'training', 'zoo', 'evaluation', 'compiling', 'benchmarking', 'host', 'arguments'},
 }
