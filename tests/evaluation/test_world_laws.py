@@ -32,6 +32,13 @@ def test_truth_is_within_the_parser_s_floor(clips):
   assert truth['impact_has_sound'] > .9 and truth['f1'] > .6 and abs(truth['bias_ms']) < 2
 
 
+def test_gravity_is_not_read_under_a_moving_camera():
+  config = world.WorldConfig(levels=('L7',), num_frames=24, fps=16, height=64, width=64)
+  for clip in (world_clip.make(seed, config) for seed in range(3)):
+    scores = world_laws.measure(clip, clip.info)
+    assert np.isnan(scores['g_err']) and scores['pos_err'] < .01
+
+
 def test_late_sound_shows_in_bias_and_then_in_f1(clips):
   assert mean(clips, lambda c: delayed(c, .04))['bias_ms'] == pytest.approx(40, abs=6)
   assert mean(clips, lambda c: delayed(c, .10))['f1'] < .4 * mean(clips)['f1']
