@@ -4,8 +4,9 @@
 #     veojax train --config configs/t2va_14b.py --workdir gs://BUCKET/run --config.data=DATA
 # Needs gcloud, logged in, with a project that has the TPU API and quota. Asks for the pod and waits until it is there,
 # installs the committed state of this checkout on every host, and runs the command on all of them; when the pod is
-# taken away (SPOT=1 asks for one that may be), asks for another and goes on from the last checkpoint. The pod stays
-# when the run has ended: gcloud compute tpus queued-resources delete "$NAME" --zone "$ZONE" --force
+# taken away (SPOT=1 asks for one that may be), asks for another and goes on from the last checkpoint. The command is one
+# of several processes: train, generate, evaluate or sweep. The pod stays when the run has ended:
+#   gcloud compute tpus queued-resources delete "$NAME" --zone "$ZONE" --force
 #
 # The work directory must be where all hosts see it: gs://, or a mounted file system. So must DATA: a mounted bucket, or
 # a copy on every host; SETUP is a command that each host runs first: SETUP='mkdir -p data && gcsfuse BUCKET data'.

@@ -100,8 +100,9 @@ def train(argv) -> int:
 
 def _add_process_options(parser):
   parser.add_argument('--coordinator', default='', help='HOST:PORT of process 0 of several; auto: ask the TPU machine')
-  parser.add_argument('--num_processes', type=int, help='how many there are')
-  parser.add_argument('--process_index', type=int, help='which of them this one is, from 0')
+  parser.add_argument('--num_processes', '--num-processes', '--process_count', '--process-count', type=int,
+                      help='how many there are')
+  parser.add_argument('--process_index', '--process-index', type=int, help='which of them this one is, from 0')
 
 
 def _until_stopped(do) -> int:
@@ -256,8 +257,8 @@ def sweep(argv) -> int:
 
   --grid takes name=value,value,... for any option of `evaluate`: guidance_scale=1,3,5 sampler=euler,heun seed=0,1
   given=nothing,first_frame ...; other options hold for all cells. Processes share the output folder alone: those of a
-  pod find their number by themselves, others are told --process_index=0 --process_count=4. --mesh.NAME as of evaluate, over
-  the devices of each process.
+  pod find their number by themselves, others are told --process_index=0 --num_processes=4. --mesh.NAME as of evaluate,
+  over the devices of each process.
   """
   parser = _parser('sweep')
   parser.add_argument('--models', required=True, nargs='+', help='folders of runs')
@@ -265,19 +266,18 @@ def sweep(argv) -> int:
   parser.add_argument('--benchmark', default='world')
   parser.add_argument('--output', required=True, help='folder of the results and the report')
   parser.add_argument('--batch', type=int, default=8, help='clips made at a time, and kept in one file')
-  parser.add_argument('--process_index', '--process-index', type=int)
-  parser.add_argument('--process_count', '--process-count', type=int)
+  _add_process_options(parser)
   known, rest = parser.parse_known_args(argv)
   _host(known.batch)
   from veojax import processes
   from veojax.evaluation import sweep as sweeping
   given = arguments.parse(rest)
-  if known.process_index is None:
-    processes.join()
+  if known.coordinator or known.process_index is None:
+    processes.join(known.coordinator, known.num_processes, known.process_index)
   with processes.together(), _local_mesh(given):
     outcomes = sweeping.sweep(
         known.models, sweeping.parse_grid(known.grid), known.output, benchmark=known.benchmark, options=given,
-        batch=known.batch, process_index=known.process_index, process_count=known.process_count)
+        batch=known.batch, process_index=known.process_index, process_count=known.num_processes)
     processes.wait()
   if outcomes is None:
     print('this process has done its part; the last one to do so writes the report')

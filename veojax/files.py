@@ -34,6 +34,14 @@ def is_remote(name: str | os.PathLike) -> bool:
   return '://' in os.fspath(name)
 
 
+def on_disk(name: str | os.PathLike, what: str) -> pathlib.Path:
+  """The path of what is written to disks alone. Raises ValueError where it is in a bucket."""
+  if is_remote(name):
+    raise ValueError(f'{what} is written to a disk, not to {name}; give a folder on one, or in a mounted bucket '
+                     '(gcsfuse, mountpoint-s3)')
+  return pathlib.Path(name)
+
+
 def kvstore(name: str | os.PathLike) -> dict | str:
   """What tensorstore takes for a folder."""
   folder = os.path.join(os.fspath(name), '')

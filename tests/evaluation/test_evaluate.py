@@ -79,6 +79,16 @@ def test_what_cannot_be_is_refused_in_one_line(argv, message, capsys, tmp_path, 
   assert message in error and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('index', [0, 1])
+def test_folders_that_the_processes_do_not_share_are_told(index, tmp_path, monkeypatch):
+  monkeypatch.setattr('jax.process_count', lambda: 2)
+  monkeypatch.setattr('jax.process_index', lambda: index)
+  monkeypatch.setattr('veojax.processes.wait', lambda: None)
+  with pytest.raises(ValueError, match='1 of 2 units.*that the hosts of all processes share'):
+    evaluate.evaluate('truth', 'world', tmp_path, {'num_clips': 2, 'num_frames': 5}, batch=1, show=False)
+  assert not (tmp_path / 'report.json').exists()
+
+
 def test_on_a_mesh_the_scores_are_the_same(model_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(cli, '_host', lambda rows: __import__('veojax.host').host)
   scores = []

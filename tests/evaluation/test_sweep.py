@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from veojax import cli
 from veojax.evaluation import sweep, units
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -57,6 +58,20 @@ def test_processes_share_the_work_and_give_the_same_table(model_folder, whole, t
     assert rows(folder) == rows(whole[0])
     for name in ('report.json', 'report.csv'):
       assert (folder / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_on_a_pod_the_processes_are_those_of_the_pod(tmp_path, monkeypatch):
+  """--coordinator is no option of the cells: launch/tpu_pod.sh gives it to whatever it runs."""
+  joined, swept = [], []
+  monkeypatch.setattr(cli, '_host', lambda rows: None)
+  monkeypatch.setattr('veojax.processes.join', lambda *given: joined.append(given))
+  monkeypatch.setattr(sweep, 'sweep', lambda *args, **given: swept.append(given))
+  argv = ['sweep', '--models', 'M', '--output', str(tmp_path), '--num_clips=3']
+  for more in (['--coordinator', 'auto'], ['--process_index=1', '--process_count=4']):
+    assert cli.main(argv + more) == 0
+  assert joined == [('auto', None, None)]
+  assert [given['options'] for given in swept] == [{'num_clips': 3}] * 2
+  assert [(given['process_index'], given['process_count']) for given in swept] == [(None, None), (1, 4)]
 
 
 def test_a_larger_grid_computes_only_what_is_new(model_folder, whole, monkeypatch):

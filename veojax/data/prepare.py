@@ -20,6 +20,7 @@ from veojax.data import pieces, sources
 from veojax.data import workers as processes
 from veojax.data.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from veojax.data.world import WorldConfig
+from veojax.files import on_disk
 
 SCENES_PER_PIECE = 32
 SEED_STRIDE = 10**9  # scenes of two seeds never meet
@@ -144,7 +145,7 @@ def prepare(source, output, *, config: PrepareConfig = PrepareConfig(), workers:
     raise ValueError(f'workers={workers}; give 1 or more')
   if config.tokenizer:
     Tokenizer.load(config.tokenizer)  # a wrong path is said now and not after the work
-  output, world = pathlib.Path(output), str(source) == 'world'
+  output, world = on_disk(output, 'a data set'), str(source) == 'world'
   if config.store == 'rendered' and not world:
     raise ValueError(f"store='rendered' is for the world, whose clips can be made again; give decoded or compressed for "
                      f'{source}')

@@ -79,7 +79,9 @@ def local_mesh():
 def evaluate(model: str, benchmark_name: str, output, options: dict | None = None, *, batch: int = BATCH,
              show: bool = True) -> Result:
   """Writes OUTPUT/report.html, .json and .csv, going on with what OUTPUT holds. options: fields of the benchmark, and
-  options of `Model.generate`. Several processes share out the units, and the first writes the report."""
+  options of `Model.generate`. Several processes share out the units, and the first writes the report.
+
+  Raises ValueError for what cannot be, and where OUTPUT does not hold the units of all processes."""
   known, options = fields(benchmark_name), dict(options or {})
   asked = {name: options.pop(name) for name in list(options) if name in known}
   store = units.Store(output)
@@ -93,6 +95,9 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
       if not store.done(unit):
         store.run(unit, judged, clips=unit.part == keep)
   processes.wait()
+  if missing := [unit.file for unit in work if not store.done(unit)]:
+    raise ValueError(f'{len(missing)} of {len(work)} units, such as {missing[0]}, are not in {output}; give an '
+                     '--output that the hosts of all processes share, and start again')
   columns = store.rows(work)
   columns = {c: columns[c] for c in COLUMNS if c in columns}
   result = Result(benchmark_name, bench, judged, columns, bench.scores(columns), store.seconds(work))

@@ -14,6 +14,7 @@ import time
 import traceback
 
 from veojax import config as door
+from veojax import files
 from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
 from veojax.generation.export import Sample
 from veojax.models import weights
@@ -65,7 +66,7 @@ class Store:
   """A folder of results. Every method may be called by several processes at once."""
 
   def __init__(self, folder):
-    self.folder = pathlib.Path(folder)
+    self.folder = files.on_disk(folder, 'a report')
 
   def done(self, unit: Unit) -> bool:
     return self._path(unit).exists()

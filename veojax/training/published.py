@@ -71,8 +71,7 @@ class PublishedStage(abc.ABC):
 
   def __init__(self, config, workdir):
     super().__init__(config)
-    if files.is_remote(workdir):
-      raise ValueError(f'{self.name} is fine-tuned into a folder on disk, not into {workdir}')
+    files.on_disk(workdir, f'a fine-tuned {self.name}')
     if jax.process_count() > 1:
       raise ValueError(f'{self.name} is fine-tuned in one process, not in {jax.process_count()}; start one process that '
                        'has all devices')

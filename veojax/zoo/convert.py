@@ -19,6 +19,7 @@ import numpy as np
 
 from veojax import config as door
 from veojax import sharding
+from veojax.files import on_disk
 from veojax.models import weights
 from veojax.zoo import part_checkpoint, published, weight_files, weight_table
 from veojax.zoo.pipelines import PUBLISHED
@@ -34,12 +35,19 @@ class Source:
   layout: str  # 'diffusers' or 'original'
   weights: pathlib.Path | dict[pathlib.Path, str]
 
+  @classmethod
+  def given(cls, part: Part, path: pathlib.Path) -> 'Source':
+    """Of a part that is named by itself: a folder with config.json, or the makers' one file, in a folder or not."""
+    if part.original and not part.original.files and path.exists() and not (path / 'config.json').exists():
+      return cls('original', {path: ''})
+    return cls('diffusers', path)
+
   def name(self) -> str:
     return ', '.join(map(str, self.weights if self.layout == 'original' else [self.weights]))
 
-  def config_text(self, part: Part) -> str:
+  def config_text(self, part: Part, files: weight_files.WeightFiles) -> str:
     if self.layout == 'original':
-      return json.dumps({'_class_name': part.class_name, **part.original.config}, indent=2)
+      return json.dumps({'_class_name': part.class_name, **part.original.config(files)}, indent=2)
     part.read_config(self.weights / 'config.json')
     return (self.weights / 'config.json').read_text()
 
@@ -51,7 +59,7 @@ def convert(source, output, *, variant: str = '', parts: Mapping[str, str] | Non
   lacks or that are to replace its own. ValueError for a folder of another model, for missing, unexpected and misshapen
   tensors, and for files that are missing, truncated or pickles.
   """
-  source, output = pathlib.Path(source), pathlib.Path(output)
+  source, output = pathlib.Path(source), on_disk(output, 'a converted model')
   _check_new(output)
   model, components, sources = _recognise(source, dict(parts or {}))
   small = _small_files(source, components, model, parts or {})
@@ -60,9 +68,9 @@ def convert(source, output, *, variant: str = '', parts: Mapping[str, str] | Non
     with contextlib.ExitStack() as stack:
       for name, part in model.parts.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / 'config.json').write_text(sources[name].config_text(part))
-        config = part.read_config(folder / name / 'config.json')
         opened[name] = stack.enter_context(weight_files.opened(sources[name].weights, variant))
+        (folder / name / 'config.json').write_text(sources[name].config_text(part, opened[name]))
+        config = part.read_config(folder / name / 'config.json')
         matched[name] = (sources[name].name(), opened[name], part.rules(config, sources[name].layout),
                          part.shapes(config))
         weight_table.match(*matched[name])
@@ -111,6 +119,8 @@ def _appearing(output: pathlib.Path):
 
 def _recognise(source: pathlib.Path, given: dict[str, str]) -> tuple[Published, dict, dict[str, Source]]:
   """(what the folder is, its components by model_index.json, where each part lies)."""
+  if source.is_file():
+    weight_files.refuse_pickle(source)
   if not source.is_dir():
     raise ValueError(f'{source} is no folder; give the folder of a published model, as it is downloaded')
   if (source / INDEX).exists():
@@ -129,26 +139,30 @@ def _recognise(source: pathlib.Path, given: dict[str, str]) -> tuple[Published, 
     components = {}
     model = next((m for m in PUBLISHED if _has_original(source, m)), None)
     if model is None:
+      weight_files.refuse_pickle(source)
       raise ValueError(f'{source} holds no {INDEX}, nor the files of {_originals()}; give the folder of a published '
                        'model, as it is downloaded')
     sources = {name: Source('original', {source / file: prefix for file, prefix in part.original.files.items()})
                if part.original else Source('diffusers', source / name) for name, part in model.parts.items()}
-  sources |= {name: Source('diffusers', pathlib.Path(given[name])) for name in given if name in model.parts}
+  sources |= {name: Source.given(part, pathlib.Path(given[name])) for name, part in model.parts.items()
+              if name in given}
   for name in model.parts:
-    if sources[name].layout == 'diffusers' and not sources[name].weights.is_dir():
-      raise ValueError(f'{sources[name].weights} is not there, and {model.name} needs its {name}; '
-                       f'give its folder: --{name} FOLDER')
+    path = sources[name].weights
+    if sources[name].layout == 'diffusers' and not path.is_dir():
+      if path.is_file():
+        weight_files.refuse_pickle(path)
+      raise ValueError(f'{path} is no folder, and {model.name} needs its {name}; give its folder: --{name} FOLDER')
   return model, components, sources
 
 
 def _has_original(source, model: Published) -> bool:
-  originals = [part.original for part in model.parts.values() if part.original]
+  originals = [part.original for part in model.parts.values() if part.original and part.original.files]
   return bool(originals) and all((source / file).exists() for original in originals for file in original.files)
 
 
 def _originals() -> str:
-  return ' or '.join(f'{m.name} ({", ".join(f for p in m.parts.values() if p.original for f in p.original.files)})'
-                     for m in PUBLISHED if any(p.original for p in m.parts.values()))
+  files = {m.name: [f for part in m.parts.values() if part.original for f in part.original.files] for m in PUBLISHED}
+  return ' or '.join(f'{name} ({", ".join(found)})' for name, found in files.items() if found)
 
 
 def _small_files(source: pathlib.Path, components: dict, model: Published, given) -> dict[str, pathlib.Path]:
@@ -161,10 +175,12 @@ def _small_files(source: pathlib.Path, components: dict, model: Published, given
     if name in model.parts or name in model.left_out:
       continue
     folder = pathlib.Path(given.get(name, source / name))
-    files = sorted(p for p in folder.rglob('*') if p.is_file())
+    files = sorted(p for p in folder.rglob('*') if p.is_file() and '.git' not in p.relative_to(folder).parts)
+    if name in given:  # a network may lie beside what is meant
+      files = [p for p in files if not set(p.suffixes) & set(weight_files.WEIGHTS)]
     if not files:
       raise ValueError(f'{folder} holds nothing, and {model.name} needs its {name}; give its folder: --{name} FOLDER')
-    if any(p.suffix in ('.safetensors', *weight_files.PICKLES) for p in files):
+    if any(p.suffix in weight_files.WEIGHTS for p in files):
       raise ValueError(f'{source} has a {name} ({named[name]}), which {model.name} as veojax knows it has not; give '
                        f'the folder of a {model.name} with {", ".join(model.parts)}')
     found |= {f'{name}/{p.relative_to(folder)}': p for p in files}
@@ -186,7 +202,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 def reverse(run, output):
   """Writes a run back as it was published: the same files, with the same tensors, and config.json as it was."""
-  run, output = pathlib.Path(run), pathlib.Path(output)
+  run, output = pathlib.Path(run), on_disk(output, 'a published model')
   _check_new(output)
   record, model = open_record(run)
   with _appearing(output) as folder:
