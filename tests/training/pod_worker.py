@@ -73,7 +73,7 @@ class Toy:
   def evaluate(self, ema):
     return {'trace': float(jnp.trace(jax.sharding.reshard(ema.w[...], P())))}
 
-  def draw(self, ema, step, folder):
+  def draw(self, ema, step, workdir):
     pass
 
   def export(self, ema, workdir):

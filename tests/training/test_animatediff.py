@@ -9,7 +9,7 @@ import pytest
 import veojax
 from tests.zoo import small_folders as small
 from veojax import cli, sharding
-from veojax.data import datasets, text_features
+from veojax.data import datasets, media, text_features
 from veojax.training import animatediff, run, step
 from veojax.zoo import convert, text_encoders
 
@@ -44,8 +44,12 @@ def tree(folder, **changes):
 
 @pytest.mark.slow
 def test_training_changes_the_motion_modules_alone(folder, tmp_path):
-  metrics = run.train(tree(folder), tmp_path / 'mine')
+  drawn = {'prompts': ('a ball',), 'settings': {**SIZES, 'num_inference_steps': 1, 'dtype': 'float32'}}
+  metrics = run.train(tree(folder, loop={**LOOP, 'sample_every': 2}, **drawn), tmp_path / 'mine')
   assert np.isfinite(metrics['loss'])
+  for ending in ('mp4', 'png'):
+    tags = media.probe(tmp_path / 'mine' / 'samples' / f'0000002_0.{ending}').tags
+    assert tags['title'] == 'a ball' and tags['artist'] == 'mine' and 'AI-generated' in tags['comment']
   base, tuned = veojax.load(folder / 'run'), veojax.load(tmp_path / 'mine')
   moved = {name: jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), *(
       model.run.parts[name] for model in (base, tuned))) for name in ('unet', 'motion_adapter')}

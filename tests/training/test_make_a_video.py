@@ -13,7 +13,7 @@ import veojax
 from tests.training.interrupted import stopped_at
 from veojax import cli, sharding
 from veojax import config as door
-from veojax.data import datasets
+from veojax.data import datasets, media
 from veojax.data.tokenizer import Tokenizer
 from veojax.generation import cascade
 from veojax.models import weights
@@ -72,7 +72,11 @@ def test_from_pictures_to_clips(folder):
   for name in ('diffusion_loss', 'contrast_loss', 'loss'):
     first, last = means(folder / 'image', name)
     assert last < 0.95 * first
-  run.train(tree(folder, 'video', **start('image')), folder / 'video')
+  run.train(tree(folder, 'video', prompts=('a red ball',), loop={**LOOP, 'sample_every': 2}, **start('image')),
+            folder / 'video')
+  for ending in ('mp4', 'png'):
+    tags = media.probe(folder / 'video' / 'samples' / f'0000002_0.{ending}').tags
+    assert tags['title'] == 'a red ball' and tags['artist'] == 'video' and 'AI-generated' in tags['comment']
   pictures, clips = cascade.load(folder / 'image'), cascade.load(folder / 'video')
   assert not changed(pictures.flat('embedder'), clips.flat('embedder'))  # no text, and nothing of it is learned
   decoder = clips.flat('decoder')

@@ -20,7 +20,7 @@ from veojax.generation.export import Sample
 
 def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | None = None, overlap: int = 9,
            seed: int = 0, **options) -> Iterator[Sample]:
-  """A clip of `num_frames` frames, piece after piece in time; for `Sample.save` and `media_write.write`.
+  """A clip of `num_frames` frames, piece after piece in time; `save` writes them with their tags as they come.
 
   prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames made at once, the
   model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`;

@@ -28,7 +28,7 @@ from veojax.types import Tokens
 
 def stream(model, prompts: str | list[str], num_frames: int, *, window: int | None = None, overlap: int = 9,
            seed: int = 0, **options) -> Iterator[Sample]:
-  """A clip of `num_frames` frames, piece after piece in time; for `media_write.write`.
+  """A clip of `num_frames` frames, piece after piece in time; `long.save` writes them with their tags as they come.
 
   prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames in view, the model's
   own number by default; overlap: of them, those that are clean once the stream flows. options: as of `Model.generate`;

@@ -22,7 +22,7 @@ from veojax import sharding
 from veojax.data import text_features
 from veojax.models import layers, weights
 from veojax.sharding import MeshConfig
-from veojax.training import latents
+from veojax.training import latents, samples
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
 from veojax.training.published import PublishedSource, PublishedStage, PublishedStep, large_enough, middle
@@ -30,7 +30,7 @@ from veojax.zoo import animatediff, animatediff_unet
 from veojax.zoo.animatediff import AnimateDiffSettings
 from veojax.zoo.animatediff_unet import ImageUNet, ImageUNetConfig, MotionUNet
 from veojax.zoo.ddim import Schedule
-from veojax.zoo.kl_vae import KLVAEConfig
+from veojax.zoo.kl_vae import KLVAE, KLVAEConfig
 from veojax.zoo.motion_module import MotionConfig, MotionModules
 
 SD_VAE = KLVAEConfig(down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4,
@@ -76,7 +76,7 @@ class AnimateDiffRun:
 
   @property
   def latent_shape(self) -> tuple[int, int, int, int]:
-    sc = 2 ** (len(self.vae.block_out_channels) - 1)
+    sc = self.vae.spatial_compression
     return self.num_frames, self.height // sc, self.width // sc, self.unet.in_channels
 
 
@@ -125,6 +125,12 @@ class AnimateDiffStep(PublishedStep):
     arguments = (self.abstract_model(mesh), None, noise, text, None, plan, abstract(()), abstract(()))
     return animatediff.sample, arguments, {'dtype': config.dtype}, {
         'rows': B, 'frames of a clip': latent[0], 'network calls': 2 * steps}
+
+  def codec(self):
+    """(abstract autoencoder, (height, width) in pixels and frames of what is decoded at once)."""
+    vae = weights.abstract(lambda rngs: KLVAE(self.config.vae, rngs=rngs))
+    settings = self.config.settings
+    return vae, (settings.height, settings.width), settings.chunk
 
 
 def on_motion(tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -179,10 +185,10 @@ class AnimateDiffStage(PublishedStage, AnimateDiffStep):
   def begin(self, model):
     return weights.like(model, self.pipeline.network())
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts."""
     if self.config.prompts:
-      self.save_clips(ema.motion, step, folder, list(self.config.prompts))
+      samples.write(self.made(ema.motion, workdir, list(self.config.prompts)), workdir, step)
 
   def export(self, ema, workdir):
     """A converted run of the fine-tuned motion modules; the other parts stay where they are."""

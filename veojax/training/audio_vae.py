@@ -18,7 +18,7 @@ from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer
+from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer, samples
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.audio_losses import AudioLossConfig
 from veojax.training.loop import LoopConfig
@@ -127,14 +127,14 @@ class AudioVAEStage(AudioVAEStep):
     mel = [float(audio_losses.log_mel_distance(made, true, codec.sample_rate)) for true, made in rows]
     return {'sdr': distortion.sdr(pairs), 'log_mel': float(np.mean(mel))}
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """A held-out sound and its reconstruction, one after the other, as wav and as spectrogram."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_samples', 1)))
     audio = pipeline.mix(clip.audio, codec.channels)
     both = np.concatenate([audio, codec.reconstruct(audio)])
     if not processes.is_first():
       return
-    folder.mkdir(exist_ok=True)
+    folder = samples.folder(workdir)
     sample = export.Sample(**vars(Clip(audio=both, sample_rate=codec.sample_rate)))
     with files.writing(folder / f'{step:07d}.wav') as draft:
       sample.save(draft)

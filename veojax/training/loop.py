@@ -69,7 +69,7 @@ class Stage(Protocol):
   def loss(self, model, batch, key, step) -> tuple[Any, dict]: ...
   def batch_spec(self, batch) -> Any: ...                          # tree of PartitionSpec, without the micro-batch axis
   def evaluate(self, ema) -> dict[str, float]: ...
-  def draw(self, ema, step: int, folder) -> None: ...  # samples, as files
+  def draw(self, ema, step: int, workdir) -> None: ...  # samples, as files (`samples`)
   def export(self, ema, workdir) -> None: ...          # the model, as `load` reads it
   def clips(self, row: int) -> list[str]: ...                        # names of the clips in a row of the data
 
@@ -192,7 +192,7 @@ def interludes(stage, state, row, step, checkpoints, journal, workdir):
   if due(config.evaluate_every):
     journal.evaluated(step, evaluate(stage, state))
   if due(config.sample_every):
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
+    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
   if due(config.save_every):
     journal.attempt('saving a checkpoint', lambda: checkpoints.save(state, row))
 
@@ -227,7 +227,7 @@ def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, 
   scores = evaluate(stage, state)
   journal.evaluated(step, scores)
   if stage.config.loop.sample_every:
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir / 'samples'))
+    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
   checkpoints.wait()
   processes.on_first(lambda: (workdir / 'done').write_text(f'{step}\n'))
   return {**last, **scores}

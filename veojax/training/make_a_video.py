@@ -23,17 +23,17 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from veojax import files, processes, sharding
+from veojax import sharding
 from veojax.data import datasets, mixing
 from veojax.data.mixing import DataConfig
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion import predictions, timesteps
 from veojax.diffusion.objective import Objective
-from veojax.generation import cascade, export
+from veojax.generation import cascade
 from veojax.generation.cascade import Cascade, CascadeConfig
 from veojax.models import layers, weights
 from veojax.sharding import MeshConfig
-from veojax.training import heldout, optimizer
+from veojax.training import heldout, optimizer, samples
 from veojax.training.loop import LoopConfig
 from veojax.training.make_a_video_rows import ClipSource
 from veojax.training.optimizer import OptimizerConfig
@@ -333,21 +333,14 @@ class MakeAVideoStage(MakeAVideoStep):
   def clips(self, row: int) -> list[str]:
     return [self.source.name(clip) for clip in self.source.clips_of(row)]
 
-  def model(self, ema) -> Cascade:
+  def model(self, ema, name='') -> Cascade:
     modules = {cascade.EMBEDDER: ema.embedder, self.place: ema.unet} if self.config.told else {self.place: ema}
-    return Cascade(self.made, self.tokenizer, self._start.folder if self._start else None, modules)
+    return Cascade(self.made, self.tokenizer, self._start.folder if self._start else None, modules, name)
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts, by all parts."""
-    if not self.config.prompts:
-      return
-    clips = self.model(ema).generate(list(self.config.prompts))
-    if processes.is_first():
-      folder.mkdir(exist_ok=True)
-      for i, clip in enumerate(clips):
-        with files.writing(folder / f'{step:07d}_{i}.mp4') as draft:
-          clip.save(draft)
-        files.write(folder / f'{step:07d}_{i}.png', export.png(export.contact_sheet(clip)))
+    if self.config.prompts:
+      samples.write(self.model(ema, str(workdir)).generate(list(self.config.prompts)), workdir, step)
 
   def export(self, ema, workdir):
     """The folder as `veojax.load` reads it, with the parts before this one."""

@@ -19,7 +19,7 @@ from veojax.diffusion import timesteps
 from veojax.diffusion.process import RectifiedFlow
 from veojax.models import layers, weights
 from veojax.sharding import MeshConfig
-from veojax.training import latents
+from veojax.training import latents, samples
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
 from veojax.training.published import PublishedSource, PublishedStage, PublishedStep, large_enough, middle
@@ -148,7 +148,7 @@ class MochiStage(PublishedStage, MochiStep):
     features, mask = self.pipeline.embed(texts, self.config.dtype)
     return [f[m] for f, m in zip(features, mask)]
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts."""
     if self.config.prompts:
-      self.save_clips(ema, step, folder, list(self.config.prompts))
+      samples.write(self.made(ema, workdir, list(self.config.prompts)), workdir, step)

@@ -13,7 +13,7 @@ import numpy as np
 
 from veojax import files, sharding
 from veojax.data import datasets, pipeline, text_features
-from veojax.generation import export
+from veojax.generation.export import Sample
 from veojax.generation.published_model import PublishedModel
 from veojax.models import weights
 from veojax.training import heldout, optimizer
@@ -125,13 +125,11 @@ class PublishedStage(abc.ABC):
   def clips(self, row: int) -> list[str]:
     return [self.dataset.id(clip) for clip in self.source.clips_of(row)]
 
-  def save_clips(self, ema, step: int, folder, prompts: list[str], **given):
-    """Clips of these prompts in the config's settings, made by the fine-tuned model."""
-    folder.mkdir(exist_ok=True)
-    model = PublishedModel(dataclasses.replace(self.run, parts={**self.run.parts, self.part: ema}))
-    for i, clip in enumerate(model.generate(prompts, **dataclasses.asdict(self.config.settings), **given)):
-      clip.save(folder / f'{step:07d}_{i}.mp4')
-      (folder / f'{step:07d}_{i}.png').write_bytes(export.png(export.contact_sheet(clip)))
+  def made(self, ema, workdir, prompts: list[str], **given) -> list[Sample]:
+    """Clips of these prompts in the config's settings, by the fine-tuned model, which is named after the work
+    directory."""
+    model = PublishedModel(dataclasses.replace(self.run, parts={**self.run.parts, self.part: ema}), str(workdir))
+    return model.generate(prompts, **dataclasses.asdict(self.config.settings), **given)
 
   def export(self, ema, workdir):
     """A converted run of the fine-tuned part; the others stay where they are."""

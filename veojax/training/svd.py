@@ -18,7 +18,7 @@ from veojax.diffusion import predictions
 from veojax.diffusion.process import EDM
 from veojax.models import layers, weights
 from veojax.sharding import MeshConfig
-from veojax.training import latents, svd_conditions
+from veojax.training import latents, samples, svd_conditions
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
 from veojax.training.published import PublishedSource, PublishedStage, PublishedStep, large_enough, middle
@@ -146,8 +146,6 @@ class SVDStage(PublishedStage, SVDStep):
                                        self.config)
     return SVDSource(self.config, clips, dataset, cache, conditions, 0.0 if held_out else self.config.image_dropout)
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """A clip of each of the config's pictures."""
-    for i, image in enumerate(self.config.images):
-      folder.mkdir(exist_ok=True)
-      self.save_clips(ema, step, folder / f'{i}', [''], image=image)
+    samples.write([self.made(ema, workdir, [''], image=image)[0] for image in self.config.images], workdir, step)

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from veojax import files, processes
+from veojax import processes
 from veojax.data import datasets, mixing, packing, pipeline
 from veojax.data.mixing import DataConfig
 from veojax.data.packing import PackConfig
@@ -13,14 +13,14 @@ from veojax.data.tasks import TaskConfig
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion.objective import Objective
 from veojax.generation import model as models
-from veojax.generation import codecs, export
+from veojax.generation import codecs
 from veojax.generation.model import ClipConfig, ModelConfig
 from veojax.generation.sampling import SamplingConfig
 from veojax.models import codec_file, dit, layers, weights
 from veojax.models.dit import DiT, DiTConfig
 from veojax.models.patched_codec import patched
 from veojax.sharding import MeshConfig
-from veojax.training import heldout, latents, losses, optimizer
+from veojax.training import heldout, latents, losses, optimizer, samples
 from veojax.training.loop import LoopConfig
 from veojax.training.losses import LossConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -146,17 +146,10 @@ class TransformerStage(TransformerStep):
                                     config.video_patch),
                         ema, self.video_codec, self.audio_codec, self.tokenizer, name)
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts."""
     if self.config.prompts:
-      clips = self.model(ema).generate(list(self.config.prompts))
-      if not processes.is_first():
-        return
-      folder.mkdir(exist_ok=True)
-      for i, clip in enumerate(clips):
-        with files.writing(folder / f'{step:07d}_{i}.mp4') as draft:
-          clip.save(draft)
-        files.write(folder / f'{step:07d}_{i}.png', export.png(export.contact_sheet(clip)))
+      samples.write(self.model(ema, str(workdir)).generate(list(self.config.prompts)), workdir, step)
 
   def export(self, ema, workdir):
     """The folder as `veojax.load` reads it."""

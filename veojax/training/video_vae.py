@@ -21,7 +21,7 @@ from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer
+from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer, samples
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -153,15 +153,14 @@ class VideoVAEStage(VideoVAEStep):
     clips = heldout.clips(self.config.data, 'num_frames', self.config.evaluation_clips)
     return {'psnr': distortion.psnr((clip.video, codec.reconstruct(clip.video)) for clip in clips)}
 
-  def draw(self, ema, step: int, folder):
+  def draw(self, ema, step: int, workdir):
     """Frames of a held-out clip over their reconstructions."""
     codec, clip = self.codec(ema), next(iter(heldout.clips(self.config.data, 'num_frames', 1)))
     out = Clip(video=codec.reconstruct(clip.video), fps=clip.fps)
     if not processes.is_first():
       return
-    folder.mkdir(exist_ok=True)
     sheet = np.concatenate([export.contact_sheet(clip), export.contact_sheet(out)], 0)
-    files.write(folder / f'{step:07d}.png', export.png(sheet))
+    files.write(samples.folder(workdir) / f'{step:07d}.png', export.png(sheet))
 
   def export(self, ema, workdir):
     self.codec(ema).save(workdir / 'codec.safetensors')
