@@ -11,20 +11,29 @@ def found():
 
 @pytest.mark.parametrize('name', world_perturbations.PERTURBATIONS)
 def test_a_perturbation_moves_the_metrics_of_its_line_and_no_others(found, name):
-  wrong = {metric: (found['truth'][metric], found[name].get(metric), world_perturbations.MATRIX[name].get(metric))
-           for metric in found['truth'] if not world_perturbations.agrees(found, name, metric)}
+  truth, spoilt = found[name]
+  wrong = {metric: (truth[metric], spoilt.get(metric), world_perturbations.MATRIX[name].get(metric))
+           for metric in truth if not world_perturbations.agrees(found, name, metric)}
   assert not wrong
 
 
 def test_known_sizes_are_met(found):
-  change = lambda name, metric: found[name][metric] - found['truth'][metric]
-  assert found['gravity x 0.7']['gravity_error'] == pytest.approx(.3, abs=.03)
-  assert found['slow motion']['gravity_error'] == pytest.approx(.75, abs=.03)
+  change = lambda name, metric: found[name][1][metric] - found[name][0][metric]
+  assert found['gravity x 0.7'][1]['gravity_error'] == pytest.approx(.3, abs=.03)
+  assert found['slow motion'][1]['gravity_error'] == pytest.approx(.75, abs=.03)
   assert change('sound + 40 ms', 'bias') == pytest.approx(40, abs=6)
-  assert found['vanish']['count_constancy'] == pytest.approx(16 / 33, abs=1e-9)
+  assert found['vanish'][1]['count_constancy'] == pytest.approx(16 / 33, abs=1e-9)
+  assert found["camera's move reversed"][1]['camera_move'] == 0
 
 
 def test_every_line_speaks_of_metrics_that_are_measured(found):
-  assert set(world_perturbations.MATRIX) == set(world_perturbations.PERTURBATIONS) == set(found) - {'truth'}
-  named = {metric for line in world_perturbations.MATRIX.values() for metric in line}
-  assert named <= set(found['truth']) <= set(world_judge.METRICS) == set(world_perturbations.TOLERANCE)
+  assert set(world_perturbations.MATRIX) == set(world_perturbations.PERTURBATIONS) == set(found)
+  for name, line in world_perturbations.MATRIX.items():
+    assert set(line) <= set(found[name][0]), name
+  assert set(world_judge.METRICS) == set(world_perturbations.TOLERANCE)
+
+
+def test_every_metric_is_moved_by_something():
+  moved = {metric for line in world_perturbations.MATRIX.values() for metric, way in line.items()
+           if way != world_perturbations.CHANCE}
+  assert moved == set(world_judge.METRICS)

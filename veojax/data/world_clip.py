@@ -17,10 +17,16 @@ from veojax.types import Clip
 
 def make(seed: int, config: WorldConfig, density: str | None = None) -> Clip:
   """The clip of this seed with its caption. density: 'short', 'normal' or 'dense'; None draws one."""
-  clip = render(simulate(sample(seed, config)))
+  return captioned(simulate(sample(seed, config)), density)
+
+
+def captioned(record: Record, density: str | None = None) -> Clip:
+  """Picture, sound and caption of a record."""
+  clip, scene = render(record), record.scene
   clip.info['fields'] = captions.fields(clip.info)
   # A third stream beside the scene's format and content: wording never shifts what is shown.
-  clip.text = captions.write(clip.info['fields'], np.random.default_rng([seed, SPLITS.index(config.split), 2]), density)
+  rng = np.random.default_rng([scene.seed, SPLITS.index(scene.split), 2])
+  clip.text = captions.write(clip.info['fields'], rng, density)
   return clip
 
 
