@@ -1,11 +1,16 @@
 """The notebooks run from a clean kernel, in a short form, and define nothing of their own."""
 import ast
+import fnmatch
+import glob
+import importlib.metadata
 import os
 import pathlib
 import re
 import shutil
 
 import pytest
+
+from veojax.data import media
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / 'colab').glob('*.ipynb'))
@@ -37,6 +42,92 @@ def test_they_install_first_and_define_nothing(path):
     assert not made
 
 
+class Shell:
+  """IPython's, as far as a first cell needs it: what it is told is kept, and a clone makes a checkout."""
+
+  def __init__(self):
+    self.told = []
+
+  def run_cell(self, source: str) -> dict:
+    inputs = pytest.importorskip('IPython.core.inputtransformer2')
+    names = {'get_ipython': lambda: self}
+    exec(inputs.TransformerManager().transform_cell(source), names)
+    # As IPython does, from the names that the cell has given.
+    self.told = [re.sub(r'\$(\w+)', lambda found: str(names[found[1]]), line) for line in self.told]
+    return names
+
+  def run_line_magic(self, name: str, line: str):
+    self.told.append(f'{name} {line}')
+
+  def system(self, line: str):
+    self.told.append(line)
+    checkout(pathlib.Path('veojax'))
+
+
+def checkout(folder: pathlib.Path) -> pathlib.Path:
+  """What finds the project where it is not installed: its package, and what a build has left beside it."""
+  for path in ('setup.py', 'veojax/__init__.py', 'veojax.egg-info/PKG-INFO'):
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_text('Metadata-Version: 2.1\nName: veojax\nVersion: 0\n' if 'PKG' in path else '')
+  return folder
+
+
+@pytest.fixture
+def first_cell(monkeypatch, tmp_path):
+  """run(notebook, cwd, installed=..., repository=...) gives what the shell was told; on a host without an
+  accelerator, unless the test makes one."""
+  site = tmp_path / 'site'
+  site.mkdir()
+  monkeypatch.setattr(glob, 'glob', lambda pattern: [])
+  monkeypatch.setattr(shutil, 'which', lambda name: None)
+  found = importlib.metadata.distributions
+  monkeypatch.setattr(importlib.metadata, 'distributions', lambda path: found(path=[
+      *(p for p in path if not p), str(site)]))
+
+  def run(path, cwd, *, installed=False, repository=''):
+    if installed:
+      (site / 'veojax-0.dist-info').mkdir()
+      (site / 'veojax-0.dist-info' / 'METADATA').write_text('Metadata-Version: 2.1\nName: veojax\nVersion: 0\n')
+    monkeypatch.chdir(cwd)
+    monkeypatch.syspath_prepend('')  # as a kernel has it
+    source = code(nbformat.read(path, 4))[0].source
+    assert source.count("REPOSITORY = ''") == 1
+    shell = Shell()
+    shell.run_cell(source.replace("REPOSITORY = ''", f'REPOSITORY = {repository!r}'))
+    return shell.told
+  return run
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('installed', [True, False])
+def test_the_first_cell_installs_what_is_not_installed(path, installed, first_cell, tmp_path):
+  """In a checkout, where `import veojax` finds the folder, whether its dependencies are there or not."""
+  folder = checkout(tmp_path / 'project')
+  (folder / 'colab').mkdir()
+  told = first_cell(path, folder / 'colab', installed=installed)
+  assert told == ([] if installed else ['pip install -q -e ".[colab]"'])
+  assert pathlib.Path.cwd() == folder
+  assert first_cell(path, folder, installed=False) == told  # from the folder itself too, and a second time
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_first_cell_clones_where_there_is_no_checkout(path, first_cell, tmp_path):
+  with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no checkout of veojax, with REPOSITORY='': set"):
+    first_cell(path, tmp_path)
+  told = first_cell(path, tmp_path, repository='https://host/veojax.git')
+  assert told == ['git clone -q "https://host/veojax.git" veojax', 'pip install -q -e ".[colab]"']
+  assert pathlib.Path.cwd() == tmp_path / 'veojax'
+
+
+@pytest.mark.parametrize('there, extra', [
+    ('/dev/accel0', 'tpu'), ('/dev/vfio/0', 'tpu'), ('/dev/vfio/vfio', ''), ('nvidia-smi', 'gpu')])
+def test_the_first_cell_installs_for_the_accelerator_that_is_there(there, extra, first_cell, tmp_path, monkeypatch):
+  monkeypatch.setattr(glob, 'glob', lambda pattern: [there] if fnmatch.fnmatch(there, pattern) else [])
+  monkeypatch.setattr(shutil, 'which', lambda name: name if name == there else None)
+  told = {tuple(first_cell(path, checkout(tmp_path / path.stem))) for path in NOTEBOOKS}
+  assert told == {(f'pip install -q -e ".[colab{extra and f",{extra}"}]"',)}
+
+
 def executed(name: str, folder: pathlib.Path, monkeypatch, **parameters):
   """The notebook after a run in `folder`, with some of its parameters set."""
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
@@ -63,7 +154,9 @@ def test_generate(model_folder, tmp_path, monkeypatch):
   players = shown(notebook)
   assert sum('<video' in html for html in players) >= 17 and sum('<audio' in html for html in players) == 1
   assert any('transformer' in text and 'blocks' in text for text in shown(notebook, 'text/plain'))
-  assert (tmp_path / 'clip.mp4').stat().st_size and (tmp_path / 'long.gif').stat().st_size
+  for file in ('clip.mp4', 'long.gif'):
+    tags = media.probe(tmp_path / file).tags
+    assert tags['title'] and 'AI-generated' in tags['comment'] and tags['artist'] == model_folder.name
 
 
 @pytest.mark.slow

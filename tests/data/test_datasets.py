@@ -1,7 +1,9 @@
 """What is stored comes back, through TFDS and without TensorFlow, from any thread and after pickling."""
+import base64
 import concurrent.futures
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from veojax.data import datasets, media
+from veojax.data import datasets, media, world_clip
+from veojax.data.world import WorldConfig
 from veojax.types import Clip
 
 RNG = np.random.default_rng(0)
@@ -125,3 +128,15 @@ def test_sizes_of_a_clip_without_samples_are_those_of_silence():
   clip = dataclasses.replace(CLIPS[1], audio=np.zeros((0, 2), np.float32), sample_rate=8000)
   assert datasets.sizes(clip) == datasets.sizes(CLIPS[1])
   assert datasets.deserialize(datasets.serialize('id', clip)).audio is None
+
+
+@pytest.mark.parametrize('stored', ['decoded', 'compressed', 'a scene'])
+def test_a_clip_plays_in_a_notebook(stored):
+  """With the sizes and the rate that it has, larger by whole pixels."""
+  world = WorldConfig(num_frames=5, height=16, width=24, sample_rate=8000)
+  clip = world_clip.make(3, world)
+  held = {'decoded': None, 'compressed': media.encode(clip, 'mp4'), 'a scene': datasets.scene(3, world)}[stored]
+  shown = datasets.deserialize(datasets.serialize('id', clip, held))._repr_html_()
+  info = media.probe(base64.b64decode(re.search('data:video/mp4;base64,([^"]*)', shown)[1]))
+  assert (info.num_frames, info.fps, info.has_audio) == (5, clip.fps, True)
+  assert info.width % 24 == 0 and info.width * 16 == info.height * 24

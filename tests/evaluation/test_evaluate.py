@@ -2,6 +2,7 @@
 import csv
 import html.parser
 import json
+import re
 
 import pytest
 
@@ -38,6 +39,8 @@ def test_the_report_opens_and_holds_everything(made):
   assert all(source.startswith('data:') for source in reader.sources)
   assert reader.tags.count('video') == 4 and reader.tags.count('table') == 2
   words = ' '.join(reader.words)
+  shown = re.fullmatch('<iframe srcdoc="([^"]*)".*</iframe>', result._repr_html_(), re.DOTALL)
+  assert html.unescape(shown[1]) == (folder / 'report.html').read_text()
   assert all(metric in words for metric in result.scores)
   assert all(row.text in words for row in result.columns['made'])
   told = json.loads((folder / 'report.json').read_text())

@@ -48,6 +48,16 @@ def calls(monkeypatch):
   return asked
 
 
+def test_a_cascade_prints_the_tree_of_all_parts_and_reads_none(tokenizer, tmp_path):
+  model = Cascade(CONFIG, tokenizer, tmp_path / 'nothing is here', name='runs/mine')
+  first, *lines = repr(model).split('\n')
+  assert first == "Cascade 'runs/mine'"
+  parts = [line.split('  ')[0] for line in lines if line[0] not in '├└│ ']
+  assert parts == ['embedder', 'decoder', 'interpolation', 'super_resolution_0', 'super_resolution_1']
+  num = sum(len(weights.names(model.shapes(name))) for name in parts)
+  assert sum('float32[' in line for line in lines) == num
+
+
 def generate(model, prompts, **options):
   with sharding.use(sharding.MeshConfig(), jax.devices()[:1]):
     return model.generate(prompts, **options)

@@ -145,3 +145,12 @@ def test_a_damaged_run_says_so(run, tmp_path):
   (copy / published.RECORD).write_text(json.dumps({**record, 'model': 'Moche 1'}))
   with pytest.raises(ValueError, match="did you mean 'Mochi 1'"):
     veojax.load(copy)
+
+
+def test_a_converted_model_prints_the_tree_of_its_parts(run):
+  model = veojax.load(run)
+  first, *lines = repr(model).split('\n')
+  assert first == f'PublishedModel {str(run)!r}'
+  assert [line.split('  ')[0] for line in lines if line[0] not in '├└│ '] == list(MOCHI.parts)
+  stored = [part_checkpoint.stored(run / name / 'weights') for name in MOCHI.parts]
+  assert sum(line.endswith(']') for line in lines) == sum(map(len, stored))

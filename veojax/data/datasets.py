@@ -23,6 +23,7 @@ import threading
 import numpy as np
 import tensorflow_datasets as tfds
 
+from veojax.data.shown_clip import ShownClip
 from veojax.types import Clip
 
 VERSION = '1.0.0'
@@ -87,12 +88,12 @@ def _codec():
   return feature, tfds.core.example_serializer.ExampleSerializer(feature.get_serialized_info())
 
 
-def deserialize(record: bytes) -> Clip:
+def deserialize(record: bytes) -> ShownClip:
   """The clip in a record; a compressed one is decoded here, and only here is PyAV imported."""
   example = _codec()[0].deserialize_example_np(record)
   num_frames, num_samples = example['num_frames'], example['num_samples']
-  clip = Clip(fps=example['fps'], sample_rate=example['sample_rate'], text=example['text'].decode(),
-              info=json.loads(example['info']))
+  clip = ShownClip(fps=example['fps'], sample_rate=example['sample_rate'], text=example['text'].decode(),
+                   info=json.loads(example['info']))
   if not example['media'].size:
     clip.video = example['video'] if num_frames else None
     clip.audio = example['audio'] if num_samples else None
@@ -100,9 +101,8 @@ def deserialize(record: bytes) -> Clip:
   stored = example['media'].tobytes()
   if stored.startswith(_SCENE):
     whole = _render(stored)
-    return dataclasses.replace(
-        whole, video=whole.video if num_frames else None, fps=whole.fps if num_frames else 0.0,
-        audio=whole.audio if num_samples else None, sample_rate=whole.sample_rate if num_samples else 0)
+    return ShownClip(whole.video if num_frames else None, whole.audio if num_samples else None,
+                     whole.fps if num_frames else 0.0, whole.sample_rate if num_samples else 0, whole.text, whole.info)
   from veojax.data import media
   decoded = media.read(
       stored, fps=clip.fps or None, sample_rate=clip.sample_rate or None,
@@ -197,7 +197,7 @@ class Dataset:
   def __len__(self) -> int:
     return len(self.index['num_frames'])
 
-  def __getitem__(self, i: int) -> Clip:
+  def __getitem__(self, i: int) -> ShownClip:
     """Clip number i, in [0, len). Arrays may be read-only views of what was read."""
     return deserialize(self._record(self._check(i)))
 

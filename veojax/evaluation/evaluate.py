@@ -10,7 +10,7 @@ from rich import console, progress, table
 
 from veojax import config as door
 from veojax import processes, sharding
-from veojax.evaluation import report, units
+from veojax.evaluation import page, report, units
 from veojax.evaluation.benchmark import COLUMNS, Benchmark, Row, Score, Subject
 from veojax.generation import codecs, model as models
 
@@ -27,18 +27,23 @@ BATCH = 8  # clips made at a time, and kept in one file
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """All that a report tells. columns: {column: rows}. scores: {metric: {column: Score}}."""
+  """All that a report tells; in a notebook it shows the report. columns: {column: rows}. scores: {metric: {column:
+  Score}}. path: of report.html."""
   name: str
   benchmark: Benchmark
   subject: Subject
   columns: dict[str, list[Row]]
   scores: dict[str, dict[str, Score]]
   seconds: float
+  path: pathlib.Path
 
   @property
   def judged(self) -> str:
     """The column that is judged; the others are what it is measured by."""
     return next(c for c in ('made', 'codec', 'truth') if c in self.columns)
+
+  def _repr_html_(self):
+    return page.Report(self.path)._repr_html_()
 
 
 def benchmark(name: str, options: dict) -> Benchmark:
@@ -100,7 +105,8 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
                      '--output that the hosts of all processes share, and start again')
   columns = store.rows(work)
   columns = {c: columns[c] for c in COLUMNS if c in columns}
-  result = Result(benchmark_name, bench, judged, columns, bench.scores(columns), store.seconds(work))
+  result = Result(benchmark_name, bench, judged, columns, bench.scores(columns), store.seconds(work),
+                  pathlib.Path(output) / 'report.html')
   key = next(unit.key for unit in work if unit.part == keep)
   if not processes.is_first():
     return result

@@ -5,6 +5,7 @@ import html
 import os
 import pathlib
 
+from veojax.data import shown_clip
 from veojax.generation import export
 from veojax.types import Clip
 
@@ -84,7 +85,7 @@ class Page:
     """A grid: caption, the clip with its sound, a contact sheet, the sound's spectrogram."""
     cards = []
     for clip, caption in zip(clips, captions, strict=True):
-      card = f'<figure><figcaption>{html.escape(caption)}</figcaption>{export.player(clip)}'
+      card = f'<figure><figcaption>{html.escape(caption)}</figcaption>{shown_clip.player(clip)}'
       if clip.video is not None:
         card += f'<img class="pixels" alt="frames" src="{data_url(export.png(export.contact_sheet(clip)))}">'
       if clip.audio is not None:

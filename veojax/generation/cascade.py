@@ -19,6 +19,7 @@ from veojax import config as door
 from veojax import files, processes, sharding
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion import timesteps
+from veojax.generation import tree
 from veojax.generation.export import Sample
 from veojax.models import weights
 from veojax.zoo import make_a_video, make_a_video_prior, make_a_video_unet
@@ -150,7 +151,8 @@ class Cascade:
     return rows
 
   def __repr__(self):
-    return f'Cascade({self.name!r}, {json.dumps(self.info(), indent=2)})'
+    """The tree of its parameters; none of them is read."""
+    return tree.text(f'Cascade {self.name!r}', ((name, self.shapes(name)) for name in (EMBEDDER, *self.config.parts)))
 
   def save(self, folder):
     """The folder as `load` reads it: what is in memory is written, what is not is copied."""

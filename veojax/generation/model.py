@@ -178,7 +178,7 @@ class Model:
     """The tree of its parameters."""
     parts = [('transformer', self.dit)] + [(name, codec.vae) for name, codec in (
         ('video codec', self.video_codec), ('audio codec', self.audio_codec)) if codec is not None]
-    return '\n'.join([f'Model {self.name!r}', *(line for part in parts for line in tree.lines(*part))])
+    return tree.text(f'Model {self.name!r}', parts)
 
 
 def load(name) -> Model | PublishedModel | Cascade:

@@ -1,9 +1,8 @@
 """A converted model as a person has it: the same `generate` and `info` as of a model that was trained here."""
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from veojax import config as door
 from veojax import sharding
 from veojax.data import media
+from veojax.generation import tree
 from veojax.generation.export import Sample
 from veojax.zoo import convert, part_checkpoint, published
 from veojax.zoo.published import Pipeline, Run
@@ -75,14 +75,22 @@ class PublishedModel:
     rows = {'name': self.name, 'model': f'{run.published.name} ({run.record["class_name"]})',
             'licence': run.record['licence'], 'tasks': ', '.join(run.published.tasks), 'source': run.record['source'],
             **self.pipeline.sizes(), 'defaults': dataclasses.asdict(self.pipeline.settings)}
-    for name in run.parts:  # from the checkpoints' own description: a model need not fit this machine to be told of
-      leaves = part_checkpoint.stored(published.part_folder(run.folder, run.record, name) / 'weights').values()
+    for name, part in self._stored():
+      leaves = part.values()
       rows[name] = {'class': run.record['parts'][name]['class_name'], 'parameters': sum(x.size for x in leaves),
                     'dtype': ', '.join(sorted({str(x.dtype) for x in leaves}))}
     return rows
 
+  def _stored(self) -> Iterator[tuple[str, dict[str, jax.ShapeDtypeStruct]]]:
+    """(name, shapes by path) of each part, from its checkpoint's own description: a model need not fit this machine to
+    be told of."""
+    for name in self.run.parts:
+      folder = published.part_folder(self.run.folder, self.run.record, name)
+      yield name, part_checkpoint.stored(folder / 'weights')
+
   def __repr__(self):
-    return f'PublishedModel({self.name!r}, {json.dumps(self.info(), indent=2, default=str)})'
+    """The tree of its parameters; none of them is read."""
+    return tree.text(f'PublishedModel {self.name!r}', self._stored())
 
 
 def _pictures(value):

@@ -1,8 +1,13 @@
-"""The parameters of a module as a tree of lines: names, shapes, and how many there are below each name."""
+"""The parameters of a model as a tree of lines: names, shapes, and how many there are below each name."""
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from veojax.models import weights
+
+
+def text(title: str, parts: Iterable[tuple[str, object]]) -> str:
+  """A title, and below it the `lines` of each (name, module)."""
+  return '\n'.join([title, *(line for name, module in parts for line in lines(name, module))])
 
 
 def lines(name: str, module) -> Iterator[str]:
