@@ -3,6 +3,7 @@
 # makes the world, trains a model, generates by that one.
 #   bash launch/quickstart.sh ["a small blue metal ball falls and bounces"]
 # Leaves quickstart/first.mp4, quickstart/clip.mp4 and quickstart/report.html. Running it again goes on where it stopped.
+# EXTRAS=gpu or EXTRAS=tpu installs JAX for the accelerator; without it all runs on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -19,7 +20,7 @@ timed() {
   printf '%s\t%s\n' "$name" $((SECONDS - start)) >> "$folder/times.tsv"
 }
 
-timed install environment .venv
+timed install environment .venv "${EXTRAS:-}"
 veojax=.venv/bin/veojax
 timed 'first clip' $veojax generate --model world --prompt "$prompt" --output $folder/first.mp4
 timed 'prepare the world' $veojax prepare --source world --output $folder/data --num_clips=4000 \

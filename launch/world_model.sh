@@ -2,15 +2,16 @@
 # The model of the world for the package, veojax.load('world'): data, training on smaller clips and then on its own size,
 # files, scores.
 #   bash launch/world_model.sh [FOLDER]
-# Running it again goes on where it stopped. SMALL_STEPS and STEPS: of the two trainings. SMALL_CLIPS and CLIPS: rendered for
-# each. START=MODEL: the first begins with that model's weights ('world': the one that comes with the package), not random
-# ones. SCORED: clips that are made to be scored.
+# Running it again goes on where it stopped. EXTRAS=gpu or EXTRAS=tpu installs JAX for the accelerator; without it all runs on
+# the CPU. SMALL_STEPS and STEPS: of the two trainings. SMALL_CLIPS and CLIPS: rendered for each. START=MODEL: the first
+# begins with that model's weights ('world': the one that comes with the package), not random ones. SCORED: clips that are
+# made to be scored.
 # Leaves FOLDER/model, which is what veojax/weights/world holds, and FOLDER/scores of each split.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 folder=${1:-runs/world}
-environment .venv
+environment .venv "${EXTRAS:-}"
 veojax=.venv/bin/veojax
 
 # world NAME CLIPS OPTIONS...: clips of levels L1 to L4.

@@ -76,6 +76,29 @@ def test_a_local_pod_ends_and_starts_as_one(tmp_path, commands, code, starts):
   assert [len((tmp_path / str(i)).read_text().splitlines()) for i in range(2)] == [starts, starts]
 
 
+def test_an_environment_is_made_once_with_its_extras(tmp_path):
+  """By a Python that only writes down what it is told; without extras too, and anew for others."""
+  python, said = tmp_path / 'python', tmp_path / 'said'
+  python.write_text(f'#!/bin/bash\necho "$@" >> {said}\n'
+                    '[ "$2" != venv ] || { mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; }\n')
+  python.chmod(0o755)
+
+  def installed(*extras):
+    said.write_text('')
+    subprocess.run(['bash', '-euo', 'pipefail', '-c', 'source launch/environment.sh && environment "$@"', 'sh',
+                    str(tmp_path / 'venv'), *extras], cwd=LAUNCH.parent, check=True,
+                   env={'PATH': '/usr/bin:/bin', 'PYTHON': str(python)})
+    return [line.split('--editable ')[1] for line in said.read_text().splitlines() if '--editable' in line]
+  assert installed('') == ['.'] and installed() == [] and installed('') == []
+  assert installed('gpu') == ['.[gpu]'] and installed('gpu') == [] and installed() == ['.']
+
+
+@pytest.mark.parametrize('name', ['world_model', 'quickstart'])
+def test_what_trains_can_be_installed_for_an_accelerator(name):
+  text = (LAUNCH / f'{name}.sh').read_text()
+  assert 'environment .venv "${EXTRAS:-}"' in text and re.search('^# .*EXTRAS=gpu or EXTRAS=tpu', text, re.MULTILINE)
+
+
 def test_each_file_says_what_it_needs():
   for path in LAUNCH.iterdir():
     head = path.read_text().split('\n\n')[0] if path.suffix == '.yaml' else path.read_text()[:1500]
