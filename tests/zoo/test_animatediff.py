@@ -12,10 +12,9 @@ from tests.zoo import small_folders as small
 from veojax import cli, sharding
 from veojax.generation import export
 from veojax.models import weights
-from veojax.zoo import convert, ddim, lora, part_checkpoint
+from veojax.zoo import convert, ddim, lora, motion_module, part_checkpoint, weight_table
 from veojax.zoo.animatediff import SPARSECTRL, AnimateDiffSettings
 from veojax.zoo.animatediff_unet import MotionUNet
-from veojax.zoo.motion_module import positions
 
 DEEPER = {**small.IMAGE_UNET, 'down_block_types': ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
           'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
@@ -117,7 +116,7 @@ def test_steps_are_those_of_diffusers(spacing, betas, to_one, steps):
 def test_positions_are_those_that_are_published():
   parity.libraries()
   from diffusers.models.embeddings import SinusoidalPositionalEmbedding
-  np.testing.assert_allclose(positions(32, 320), SinusoidalPositionalEmbedding(320).pe[0], atol=1e-5)
+  np.testing.assert_allclose(motion_module.positions(32, 320), SinusoidalPositionalEmbedding(320).pe[0], atol=1e-5)
 
 
 PROMPTS = ['a red ball falls', 'the floor of the red café']
@@ -316,6 +315,43 @@ def test_saved_pipelines_are_the_same_model(with_control, model, controlled, ani
     assert before.keys() == after.keys()
     for key in before:
       np.testing.assert_array_equal(before[key], after[key])
+
+
+MAKERS_MOTION = {**small.MOTION, 'motion_num_attention_heads': 8, 'motion_norm_num_groups': 32,
+                 'motion_max_seq_length': 24, 'motion_layers_per_block': 2}
+
+
+@pytest.mark.parametrize('with_middle', [True, False], ids=['second version', 'first and third'])
+def test_the_makers_motion_modules_are_the_same(with_middle, animatediff_folder, tmp_path):
+  """A file by any name, or the folder of one, under the keys that diffusers itself converts; and back, byte for byte."""
+  parity.libraries()
+  from diffusers.loaders import single_file_utils
+  part = SPARSECTRL.parts['motion_adapter']
+  config = {**MAKERS_MOTION, 'use_motion_mid_block': with_middle}
+  module = small.write_part(tmp_path / 'adapter', part, config, 'diffusion_pytorch_model', 3)
+  weight_table.save(tmp_path / 'makers', motion_module.makers_table(
+      part.read_config(tmp_path / 'adapter' / 'config.json')), module, stem='mm_sd_v15_v2')
+  file = tmp_path / 'makers' / 'mm_sd_v15_v2.safetensors'
+  theirs = small.load_tensors(tmp_path / 'makers')
+  for key in [key for key in theirs if '.attention_blocks.0.pos_encoder' in key]:  # beside each attention
+    theirs[key.replace('blocks.0.pos_encoder', 'blocks.1.pos_encoder')] = theirs[key]
+  small.save_tensors(file, theirs)
+  found = single_file_utils.convert_animatediff_checkpoint_to_diffusers(theirs)
+  expected = {key: value for key, value in small.load_tensors(tmp_path / 'adapter').items() if 'pos_embed' not in key}
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  output = tmp_path / 'run'
+  convert.convert(animatediff_folder / 'sd', output,
+                  parts={'motion_adapter': str(file if with_middle else file.parent)})
+  read = part.read_config(output / 'motion_adapter' / 'config.json')
+  assert read == part.read_config(tmp_path / 'adapter' / 'config.json')
+  jax.tree.map(np.testing.assert_array_equal, module, part_checkpoint.read(
+      output / 'motion_adapter' / 'weights', part.shapes(read)))
+  convert.reverse(output, tmp_path / 'back')
+  assert (tmp_path / 'back' / file.name).read_bytes() == file.read_bytes()
+  small.save_tensors(tmp_path / 'other.safetensors', {'x': np.zeros(3, 'f')})
+  with pytest.raises(ValueError, match='holds no motion modules'):
+    convert.convert(animatediff_folder / 'sd', tmp_path / 'no',
+                    parts={'motion_adapter': str(tmp_path / 'other.safetensors')})
 
 
 def test_what_does_not_fit_is_refused(animatediff_folder, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.zoo import parity
 from tests.zoo import small_folders as small
-from veojax.zoo import clip_text, weight_table
+from veojax.zoo import clip_text, text_encoders, weight_table
 from veojax.zoo.clip_tokenizer import ClipTokenizer
 
 TEXTS = ('', 'a photo of a cat', "It's  the dog's\tball; DON'T!! we'll", 'café CAFE\u0301 naïve Ünïcode',
@@ -107,6 +107,27 @@ def test_the_tower_is_transformers(config, tmp_path):
   errors = parity.relative(features, expected.last_hidden_state), parity.relative(pooled, expected.pooler_output)
   print('features, pooled: largest relative differences', *(f'{e:.2e}' for e in errors))
   assert max(errors) < 1e-5
+
+
+def test_the_text_tower_of_both(tmp_path):
+  """CLIP's own folder, of which transformers leaves out what is its default, and with all fields, as first published."""
+  torch, _ = parity.libraries()
+  import transformers
+  folder = small.write_clip_tokenizer(tmp_path / 'clip')
+  sizes = {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2}
+  text = {**sizes, 'num_attention_heads': 4, 'vocab_size': 530, 'eos_token_id': 523}
+  config = transformers.CLIPConfig(text_config=text, vision_config={**sizes, 'num_attention_heads': 2, 'patch_size': 56},
+                                   projection_dim=16)
+  theirs = parity.draw(torch, transformers.CLIPModel(config), 0)
+  theirs.save_pretrained(folder)
+  ids = torch.tensor(ClipTokenizer.load(folder).rows(TEXTS[:3]), dtype=torch.int64)
+  with torch.no_grad():
+    expected = theirs.text_model(ids).last_hidden_state
+  stored = json.loads((folder / 'config.json').read_text())
+  for fields in (stored['text_config'], config.text_config.to_dict()):
+    (folder / 'config.json').write_text(json.dumps({**stored, 'text_config': fields}))
+    encode = text_encoders.open_encoder(folder, 77)
+    assert parity.relative(np.stack(encode(TEXTS[:3])), expected) < 1e-4
 
 
 def test_a_token_sees_what_is_before_it():

@@ -114,6 +114,18 @@ def test_what_cannot_be_is_told_before_anything_is_written(broken, tmp_path):
   assert 'is a pickle' in refused(broken, new) and 'save_file' in refused(broken, new)
 
 
+def test_pickles_are_refused_wherever_they_are_named(broken, animatediff_folder, tmp_path):
+  new, pickles = tmp_path / 'new', tmp_path / 'pickles'
+  pickles.mkdir()
+  file = pickles / 'mm_sd_v15_v2.ckpt'
+  file.write_bytes(b'PK')
+  for source, parts in ((file, {}), (pickles, {}), *(
+      (source, {name: str(place)}) for place in (file, pickles) for source, name in (
+          (animatediff_folder / 'sd', 'motion_adapter'), (broken, 'text_encoder')))):
+    text = refused(source, new, ('parts', parts))
+    assert f'{file} is a pickle' in text and "save_file(tensors.get('state_dict', tensors)" in text
+
+
 def test_folders_of_other_models_are_refused(broken, tmp_path):
   new = tmp_path / 'new'
   assert 'is no folder' in refused(tmp_path / 'nowhere', new)

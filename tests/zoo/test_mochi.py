@@ -1,5 +1,6 @@
 """Mochi 1 against diffusers' own, through the folders that it reads: each part, gradients, and the whole pipeline."""
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -237,20 +238,26 @@ def makers_vae(theirs):
 
 
 def test_the_makers_own_files_are_the_same_model(mochi_folder, model, tmp_path, monkeypatch):
-  """dit, encoder and decoder.safetensors with a T5 beside them; and back, byte for byte."""
+  """dit, encoder and decoder.safetensors with a T5 beside them, whose folder holds its tokenizer too; and back, byte for
+  byte."""
   source = tmp_path / 'makers'
   source.mkdir()
   dit, vae = makers_files(mochi_folder)
   for name, tensors in (('dit', dit), *zip(('encoder', 'decoder'), makers_vae(vae))):
     safetensors.numpy.save_file(tensors, source / f'{name}.safetensors')
   sizes = {'transformer': small.TRANSFORMER, 'vae': small.VAE}
-  parts = {name: dataclasses.replace(part, original=dataclasses.replace(part.original, config=sizes[name]))
-           if name in sizes else part for name, part in MOCHI.parts.items()}
+  parts = {name: dataclasses.replace(part, original=dataclasses.replace(
+      part.original, config=lambda files, name=name: sizes[name])) if name in sizes else part
+           for name, part in MOCHI.parts.items()}
   monkeypatch.setattr(convert, 'PUBLISHED', (dataclasses.replace(MOCHI, parts=parts),))
-  given = {name: str(mochi_folder / name) for name in ('text_encoder', 'tokenizer')}
+  t5 = shutil.copytree(mochi_folder / 'text_encoder', tmp_path / 't5')
+  shutil.copy(mochi_folder / 'tokenizer' / 'spiece.model', t5)
+  (t5 / 'tf_model.h5').write_bytes(b'')
+  given = {name: str(t5) for name in ('text_encoder', 'tokenizer')}
   with pytest.raises(ValueError, match='--text_encoder FOLDER'):
     convert.convert(source, tmp_path / 'run')
   convert.convert(source, tmp_path / 'run', parts=given)
+  assert {path.name for path in (tmp_path / 'run' / 'tokenizer').iterdir()} == {'config.json', 'spiece.model'}
   for name in ('transformer', 'vae', 'text_encoder'):
     again = part_checkpoint.read(tmp_path / 'run' / name / 'weights', jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.run.parts[name]))

@@ -1,8 +1,8 @@
 """AnimateDiff (Guo et al. 2023): text to video by motion modules on Stable Diffusion 1.5, with changes of the motion
 (MotionLoRA) and with given frames (SparseCtrl, Guo et al. 2023).
 
-A run is made of a Stable Diffusion folder and of the folder of a motion adapter (`veojax convert --source SD
---motion_adapter ADAPTER [--controlnet SPARSECTRL]`), or of a folder that AnimateDiffPipeline has saved, whose U-Net
+A run is made of a Stable Diffusion folder and of a motion adapter, diffusers' folder or the makers' file (`veojax
+convert --source SD --motion_adapter ADAPTER [--controlnet SPARSECTRL]`), or of a folder that AnimateDiffPipeline has saved, whose U-Net
 holds the motion modules. As published: 16 frames of 512 × 512, DDIM on linear betas from .00085 to .012 with steps
 spaced evenly over all 1000 ('linspace') and no clipping, guidance 7.5. A saved pipeline has its own scheduler.
 """
@@ -28,7 +28,7 @@ from veojax.zoo.ddim import Plan, Schedule
 from veojax.zoo.kl_codec import KLCodec
 from veojax.zoo.kl_vae import KLVAE, KLVAEConfig
 from veojax.zoo.motion_module import MotionConfig, MotionModules
-from veojax.zoo.published import Part, Published, Run
+from veojax.zoo.published import Original, Part, Published, Run
 from veojax.zoo.sparse_control import SparseControl, SparseControlConfig
 
 
@@ -92,7 +92,7 @@ class AnimateDiffPipeline:
     if settings.num_frames > self.motion.motion_max_seq_length:
       raise ValueError(f'num_frames={settings.num_frames}; the motion modules count up to '
                        f'{self.motion.motion_max_seq_length} frames')
-    sc = 2 ** (len(self.run.configs['vae'].block_out_channels) - 1)
+    sc = self.run.configs['vae'].spatial_compression
     return settings.num_frames, settings.height // sc, settings.width // sc, self.image.in_channels
 
   def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: AnimateDiffSettings, key,
@@ -237,7 +237,8 @@ _parts = {
                 kl_vae.IGNORED, on_mesh=False),
     'text_encoder': clip_text.PART}
 _adapter = Part('MotionAdapter', MotionConfig, lambda config, rngs: MotionModules(config, rngs=rngs),
-                motion_module.table)
+                motion_module.table,
+                original=Original({}, motion_module.makers_table, motion_module.makers_config))
 _two = {'unet': Part('UNet2DConditionModel', unet.ImageUNetConfig,
                      lambda config, rngs: unet.ImageUNet(config, rngs=rngs), unet.image_table, unet.IGNORED),
         'motion_adapter': _adapter}

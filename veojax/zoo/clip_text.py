@@ -9,8 +9,8 @@ Keys of the published files begin with `text_model.`, those of newer ones do not
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.models import conv, layers, transformer
 from veojax.zoo.clip_tokenizer import ClipTokenizer
 from veojax.zoo.published import Part
@@ -160,6 +160,22 @@ def table(config: ClipTextConfig) -> Sequence[Rule]:
   return rules
 
 
+# What stands beside this tower in the files of both.
+BESIDE = drop('vision_model.{rest:.+}', 'of the tower of pictures'), *(
+    drop(name, 'features of the tokens are not projected') for name in (
+        'text_projection.weight', 'visual_projection.weight', 'logit_scale'))
+
+
+def config_of_both(tree: Mapping[str, Any], path) -> ClipTextConfig:
+  """Of the text tower in the config.json of both (`CLIPModel`), which in the first published files lists all that the
+  library knows, and in newer ones leaves out what is the library's default."""
+  default = {'model_type': 'clip_text_model', 'hidden_size': 512, 'intermediate_size': 2048, 'num_hidden_layers': 12,
+             'num_attention_heads': 8}
+  names = {field.name for field in dataclasses.fields(ClipTextConfig)}
+  given = {name: value for name, value in (tree.get('text_config') or {}).items() if name in names}
+  return PART.build({**default, **given}, f'text_config of {path}')
+
+
 PART = Part('CLIPTextModel', ClipTextConfig, lambda config, rngs: ClipText(config, rngs=rngs), table, IGNORED)
 
 
@@ -175,4 +191,4 @@ def encode(tower: ClipText, tokenizer: ClipTokenizer, texts: Sequence[str], dtyp
                      f'{tower.config.vocab_size} in rows of {tower.config.max_position_embeddings}; give the tokenizer '
                      'that belongs to these weights')
   ids_BS = sharding.fill_rows(tokenizer.rows(texts))
-  return np.asarray(_encode(tower, ids_BS, dtype))[:len(texts)]
+  return processes.fetch(_encode(tower, ids_BS, dtype))[:len(texts)]

@@ -117,7 +117,7 @@ def sample(transformer: MochiTransformer, noise: Float[Array, 'b t h w c'] | np.
 
 
 _original_vae = Original(
-    {'encoder.safetensors': 'encoder.', 'decoder.safetensors': 'decoder.'}, mochi_vae.original_table, {
+    {'encoder.safetensors': 'encoder.', 'decoder.safetensors': 'decoder.'}, mochi_vae.original_table, lambda files: {
         'latents_mean': (-0.06730895953510081, -0.038011381506090416, -0.07477820912866141, -0.05565264470995561,
                          0.012767231469026969, -0.04703542746246419, 0.043896967884726704, -0.09346305707025976,
                          -0.09918314763016893, -0.008729793427399178, -0.011931556316503654, -0.0321993391887285),
@@ -131,7 +131,7 @@ MOCHI = Published(
         'transformer': Part(
             'MochiTransformer3DModel', MochiTransformerConfig, lambda config, rngs: MochiTransformer(config, rngs=rngs),
             mochi_transformer.table,
-            original=Original({'dit.safetensors': ''}, mochi_transformer.original_table, {})),
+            original=Original({'dit.safetensors': ''}, mochi_transformer.original_table, lambda files: {})),
         'vae': Part('AutoencoderKLMochi', MochiVAEConfig, lambda config, rngs: MochiVAE(config, rngs=rngs),
                     mochi_vae.table, original=_original_vae, on_mesh=False),
         'text_encoder': t5.PART})

@@ -5,6 +5,7 @@ A motion module has two attentions to the frames (those of a control network one
 and cosines: the file's table, which is no subject of training. A clip is at most as long as that table.
 """
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -21,9 +22,11 @@ from veojax.models import layers
 from veojax.models.conv import Video
 from veojax.zoo import unet_layers
 from veojax.zoo.unet_layers import GEGLU, Attention, ClipNorm, LayerNorm, Linear
+from veojax.zoo.weight_files import WeightFiles
 from veojax.zoo.weight_table import Rule
 
 NORM_EPS = 1e-6  # of the group norm before a motion module
+_INNER = 'temporal_transformer'  # what the makers call a motion module's inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +133,53 @@ class MotionModules(nnx.Module):
     self.up = nnx.List([stage(width, config.motion_layers_per_block + 1) for width in widths[::-1]])
 
 
-def module_rules(source: str, target: str) -> list[Rule]:
+def block_rules(source: str, target: str) -> list[Rule]:
+  return [*unet_layers.block_rules(source, target), Rule(f'{source}.pos_embed.pe', f'{target}.pe')]
+
+
+def makers_block_rules(source: str, target: str) -> list[Rule]:
+  """Each attention has the table of positions beside it."""
+  rules = [*unet_layers.norm_rules(f'{source}.ff_norm', f'{target}.norm3'),
+           *unet_layers.mlp_rules(f'{source}.ff', f'{target}.mlp')]
+  for n in range(2):
+    attention = f'{source}.attention_blocks.{n}'
+    rules += [*unet_layers.norm_rules(f'{source}.norms.{n}', f'{target}.norm{n + 1}'),
+              *unet_layers.attention_rules(attention, f'{target}.attn{n + 1}'),
+              Rule(f'{attention}.pos_encoder.pe', f'{target}.pe')]
+  return rules
+
+
+def module_rules(source: str, target: str, of_block=block_rules) -> list[Rule]:
   """Of a motion module."""
-  block = f'{source}.transformer_blocks.{{k}}', f'{target}.blocks.{{k}}'
   return [*unet_layers.norm_rules(f'{source}.norm', f'{target}.norm'),
           *unet_layers.linear_rules(f'{source}.proj_{{end:in|out}}', f'{target}.proj_{{end}}'),
-          *unet_layers.block_rules(*block), Rule(f'{block[0]}.pos_embed.pe', f'{block[1]}.pe')]
+          *of_block(f'{source}.transformer_blocks.{{k}}', f'{target}.blocks.{{k}}')]
 
 
 def table(config: MotionConfig) -> Sequence[Rule]:
   return [*module_rules('{side:down|up}_blocks.{i}.motion_modules.{j}', '{side}.{i}.{j}'),
           *module_rules('mid_block.motion_modules.{j}', 'mid.{j}')]
+
+
+def makers_table(config: MotionConfig) -> Sequence[Rule]:
+  """As AnimateDiff's makers name them."""
+  inner = f'motion_modules.{{j}}.{_INNER}'
+  return [*module_rules(f'{{side:down|up}}_blocks.{{i}}.{inner}', '{side}.{i}.{j}', makers_block_rules),
+          *module_rules(f'mid_block.{inner}', 'mid.{j}', makers_block_rules)]
+
+
+def makers_config(files: WeightFiles) -> dict:
+  """config.json of the makers' one file, by what is in it; numbers of heads and groups are those of all that they
+  published. ValueError for a file of something else."""
+  keys, modules = set(files.keys()), 'down_blocks.{}.motion_modules.{}.' + _INNER
+  count = lambda name: next(n for n in itertools.count() if name(n) not in keys)
+  module, block = modules.format(0, 0), modules.format(0, 0) + '.transformer_blocks.{}.attention_blocks.0.pos_encoder.pe'
+  if f'{module}.norm.weight' not in keys or block.format(0) not in keys:
+    raise ValueError(f'{", ".join(map(str, files.paths))} holds no motion modules of AnimateDiff; give the folder of a '
+                     'MotionAdapter with its config.json, or the makers\' file, such as mm_sd_v15_v2.safetensors')
+  stages = count(lambda i: f'{modules.format(i, 0)}.norm.weight')
+  return {'block_out_channels': [files.header(f'{modules.format(i, 0)}.norm.weight')[1][0] for i in range(stages)],
+          'motion_layers_per_block': count(lambda j: f'{modules.format(0, j)}.norm.weight'),
+          'motion_transformer_layers_per_block': count(block.format),
+          'motion_max_seq_length': files.header(block.format(0))[1][1],
+          'use_motion_mid_block': any(key.startswith('mid_block.') for key in keys)}

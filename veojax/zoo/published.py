@@ -24,6 +24,7 @@ from veojax import config as door
 from veojax import sharding
 from veojax.models import weights
 from veojax.zoo import part_checkpoint
+from veojax.zoo.weight_files import WeightFiles
 from veojax.zoo.weight_table import Rule
 
 RECORD = 'published.json'
@@ -31,11 +32,12 @@ RECORD = 'published.json'
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-  """A part as its makers published it: files in the root of the folder, each with a prefix for its keys, the rules of
-  their names, and the fields of config.json, which their code holds."""
+  """A part as its makers published it: files in the root of the folder, each with a prefix for its keys (none where the
+  one file has any name, and is given by itself), the rules of their names, and the fields of config.json, which their
+  code holds or the files' headers tell."""
   files: Mapping[str, str]
   table: Callable[[Any], Sequence[Rule]]
-  config: Mapping[str, Any]
+  config: Callable[[WeightFiles], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ class SVDPipeline:
     normed = (np.stack(seen) / 2 + 0.5 - self.mean_C) / self.std_C
     with sharding.default_mesh():
       vectors = _embed(self.run.parts['image_encoder'], sharding.fill_rows(normed.astype(np.float32)), dtype)
-    return np.asarray(vectors)[:len(pictures)]
+    return processes.fetch(vectors)[:len(pictures)]
 
   def decode(self, latents: np.ndarray, settings: SVDSettings) -> np.ndarray:
     codec = svd_vae.codec_of(self.run.parts['vae'], settings.chunk or settings.num_frames)

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from veojax import config as door
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.data.tokenizer import Tokenizer
 from veojax.models import layers, transformer, weights
 from veojax.zoo import weight_table
@@ -221,7 +221,7 @@ class TextModel:
     for row, text in enumerate(texts):
       ids = self.tokenizer.encode(text, max_length)
       ids_BS[row, :len(ids)], mask_BS[row, :len(ids)] = ids, True
-    embedding_BSD = np.asarray(_encode(self.encoder, ids_BS, mask_BS, self.dtype))
+    embedding_BSD = processes.fetch(_encode(self.encoder, ids_BS, mask_BS, self.dtype))
     return embedding_BSD[:len(texts)], mask_BS[:len(texts)]
 
 

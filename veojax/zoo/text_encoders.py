@@ -1,6 +1,6 @@
 """`veojax prepare --embed`: the captions of a data set through a published text encoder, once, before any training.
 
-T5, UMT5 and CLIP run here in JAX. Any other folder that transformers' AutoModel reads (a large language model's, in
+T5, UMT5 and CLIP (its text tower by itself, or of the folder of both towers) run here in JAX. Any other folder that transformers' AutoModel reads (a large language model's, in
 safetensors) runs through that library, which is an optional extra: the last hidden state of each token.
 """
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 from veojax.data import datasets, text_features
 from veojax.data.text_features import Encode
 from veojax.zoo import clip_text, t5, weight_table
+from veojax.zoo.clip_text import ClipTextConfig
 from veojax.zoo.clip_tokenizer import ClipTokenizer
 
 FOLDER = 'text_features'
@@ -51,7 +52,8 @@ def open_encoder(folder, max_length: int) -> Encode:
   """texts → their features. ValueError where the folder holds no text encoder."""
   folder = pathlib.Path(folder)
   try:
-    kind = json.loads((folder / 'config.json').read_text()).get('model_type')
+    tree = json.loads((folder / 'config.json').read_text())
+    kind = tree.get('model_type')
   except (OSError, ValueError) as error:
     raise ValueError(f'{folder / "config.json"} cannot be read ({error}); give the folder of a text encoder') from None
   # Of a published pipeline the tokenizer lies in a folder beside it.
@@ -60,7 +62,9 @@ def open_encoder(folder, max_length: int) -> Encode:
   if kind in t5.ENCODERS and vocabulary is not None:
     return functools.partial(_encode_t5, t5.load(folder, vocabulary), max_length)
   if kind == 'clip_text_model':
-    return _clip(folder, places)
+    return _clip(folder, places, clip_text.PART.read_config(folder / 'config.json'))
+  if kind == 'clip':
+    return _clip(folder, places, clip_text.config_of_both(tree, folder / 'config.json'))
   return _transformers(folder, max_length)
 
 
@@ -69,12 +73,11 @@ def _encode_t5(model: t5.TextModel, max_length: int, texts: Sequence[str]) -> li
   return [f[m] for f, m in zip(features, mask)]
 
 
-def _clip(folder: pathlib.Path, places: Sequence[pathlib.Path]) -> Encode:
+def _clip(folder: pathlib.Path, places: Sequence[pathlib.Path], config: ClipTextConfig) -> Encode:
   """Rows of CLIP have one length, and their padding is read too."""
   found = next((place for place in places if (place / 'tokenizer_config.json').exists()), folder)
   tokenizer = ClipTokenizer.load(found)
-  config = clip_text.PART.read_config(folder / 'config.json')
-  tower = weight_table.load(folder, clip_text.table(config), clip_text.PART.shapes(config))
+  tower = weight_table.load(folder, [*clip_text.table(config), *clip_text.BESIDE], clip_text.PART.shapes(config))
   return lambda texts: list(clip_text.encode(tower, tokenizer, texts, 'float32'))
 
 

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 PICKLES = ('.pth', '.pt', '.ckpt', '.bin', '.pkl')
+WEIGHTS = ('.safetensors', *PICKLES, '.h5', '.msgpack', '.onnx', '.ot')  # that networks are published in
 SHARD_BYTES = 5_000_000_000
 DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}  # as safetensors names them
 
@@ -68,9 +69,8 @@ def _files(source: pathlib.Path, variant: str) -> tuple[pathlib.Path | None, lis
   """(the index of shards, if there is one; the files)."""
   if not source.exists():
     raise ValueError(f'{source} does not exist; give a .safetensors file or a folder that holds one')
+  refuse_pickle(source)
   if source.is_file():
-    if source.suffix in PICKLES:
-      raise ValueError(_pickle(source))
     return None, [source]
   indexes, files = (_of_variant(source, pattern, variant) for pattern in ('*.safetensors.index*.json', '*.safetensors'))
   if variant and not (indexes or files):
@@ -83,9 +83,7 @@ def _files(source: pathlib.Path, variant: str) -> tuple[pathlib.Path | None, lis
     raise ValueError(f'{source} holds {", ".join(p.name for p in indexes or files)}; give the one file that is meant, '
                      'or a folder of its own')
   if not files:
-    pickles = sorted(p for p in source.iterdir() if p.suffix in PICKLES)
-    raise ValueError(_pickle(pickles[0]) if pickles else
-                     f'{source} holds no .safetensors; give the folder of the weights')
+    raise ValueError(f'{source} holds no .safetensors; give the folder of the weights')
   return None, files
 
 
@@ -109,10 +107,18 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   return shards
 
 
+def refuse_pickle(source: pathlib.Path):
+  """ValueError, with how to convert it, where `source` is a pickle, or a folder whose weights are nothing else."""
+  files = [source] if source.is_file() else sorted(source.iterdir())
+  pickles = [path for path in files if path.suffix in PICKLES]
+  if pickles and not any('.safetensors' in path.name for path in files):
+    raise ValueError(_pickle(pickles[0]))
+
+
 def _pickle(path: pathlib.Path) -> str:
   return (f'{path} is a pickle, which may run code when it is read; convert it once in PyTorch: '
-          f"safetensors.torch.save_file(torch.load({path.name!r}, map_location='cpu', weights_only=True), "
-          f"'{path.stem}.safetensors')")
+          f"tensors = torch.load({path.name!r}, map_location='cpu', weights_only=True); "
+          f"safetensors.torch.save_file(tensors.get('state_dict', tensors), '{path.stem}.safetensors')")
 
 
 def write(folder, sizes: dict[str, int], tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES,

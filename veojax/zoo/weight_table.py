@@ -42,7 +42,7 @@ class Rule:
   Several targets lie one after another on the source's first axis (q, k and v in one matrix; both halves of a gated
   MLP, in the order of the names), each with the transform or with one of its own. No target drops the tensor, for a
   `reason`. Where two rules lead to one target (a matrix stored twice, a second dialect), tensors that meet there must
-  be equal, and one of them writes it back: the one whose keys the file had, or the first.
+  be equal, and those write it back whose keys the file had, or the first.
   """
   source: str
   targets: str | Sequence[str] = ()
@@ -151,13 +151,14 @@ def _shape(shapes, place: Place) -> tuple[int, ...]:
 
 def entries(table: Sequence[Rule], model, stored: Collection[str] = ()) -> dict[str, Entry]:
   """Every tensor of the published file of `model` (of arrays or of shapes), by its key: of several names for one
-  parameter that which the file has `stored`, else the first."""
+  parameter those which the file has `stored`, else the first."""
   found, stored = {}, set(stored)
   for path, leaf in weights.names(model).items():
     candidates = [(rule, keys) for rule in table if (keys := rule.keys(path, leaf.shape[0] if leaf.shape else 0))]
     assert candidates, f'no rule of the table fills {path}'
-    rule, keys = max(candidates, key=lambda candidate: len(stored.intersection(candidate[1])))
-    found.update({key: Entry(key, rule, rule.places(key)) for key in keys})
+    whole = [candidate for candidate in candidates if stored.issuperset(candidate[1])]
+    nearest = max(candidates, key=lambda candidate: len(stored.intersection(candidate[1])))
+    found.update({key: Entry(key, rule, rule.places(key)) for rule, keys in whole or [nearest] for key in keys})
   return found
 
 
