@@ -33,6 +33,7 @@ BSF = P(ROWS, None, 'tensor')
 # A codec's work on one clip, on a mesh of its own (`clip_mesh`): tiles, frames, rows of each frame; [B, T, H, W, C].
 CLIP_AXES = ('tile', 'time', 'height')
 CLIP = P(*CLIP_AXES)
+TILE = P('tile')
 
 # Parameters, named by their dims.
 D_NK = P('fsdp', 'tensor', None)

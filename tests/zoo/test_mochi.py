@@ -12,7 +12,7 @@ import veojax
 from tests.zoo import small_folders as small
 from veojax import cli, sharding
 from veojax.zoo import convert, part_checkpoint
-from veojax.zoo.mochi import MOCHI, MochiSettings
+from veojax.zoo.mochi import BYTES_PER_PIXEL, MOCHI, MochiSettings, codec_of, fitting_tile
 
 WIDER = {**small.TRANSFORMER, 'patch_size': 1, 'num_attention_heads': 3, 'attention_head_dim': 12, 'num_layers': 2,
          'pooled_projection_dim': 20, 'in_channels': 5, 'text_embed_dim': 16, 'time_embed_dim': 10}
@@ -265,6 +265,26 @@ def test_the_makers_own_files_are_the_same_model(mochi_folder, model, tmp_path, 
   convert.reverse(tmp_path / 'run', tmp_path / 'back')
   for name in ('dit', 'encoder', 'decoder'):
     assert (tmp_path / 'back' / f'{name}.safetensors').read_bytes() == (source / f'{name}.safetensors').read_bytes()
+
+
+def test_tiles_over_devices_equal_one_device(model):
+  """Nine tiles on eight devices, in chunks that carry their past."""
+  codec = codec_of(model.run.parts['vae'], 32, 1)
+  latent = np.random.default_rng(9).normal(size=(3, 8, 9, 12)).astype(np.float32)
+  alone = codec.decode(latent, 13, 64, 72)
+  with sharding.use(sharding.MeshConfig(data=1, context=2, tensor=4)):
+    assert np.abs(codec.decode(latent, 13, 64, 72).astype(int) - alone).max() <= 1  # rounding
+
+
+def test_tiles_fit_the_memory_that_is_free():
+  """Whole frames where they do, or where nothing is known of it."""
+  settings = MochiSettings()
+  for free in (None, 100 * 2 ** 30):
+    assert fitting_tile(settings, free) == 848
+  tiles = [fitting_tile(settings, gib * 2 ** 30) for gib in (1, 4, 8, 16, 32)]
+  assert tiles == sorted(set(tiles)) and tiles[-1] < 480 and not any(tile % 16 for tile in tiles)
+  assert all(tile ** 2 * settings.chunk * BYTES_PER_PIXEL < gib * 2 ** 30 for tile, gib in zip(tiles, (1, 4, 8, 16, 32)))
+  assert fitting_tile(MochiSettings(chunk=1), 8 * 2 ** 30) > tiles[2]
 
 
 def test_a_mesh_changes_nothing(model):

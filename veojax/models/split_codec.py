@@ -2,8 +2,12 @@
 each split, every convolution getting its neighbours' edges (models/conv.py). The results are those of one device.
 
 Frames are split into parts of whole chunks, so that a call takes as many chunks as there are parts, and every device
-does the work that one device does in a call.
+does the work that one device does in a call. Of a VAE that must see whole frames and all of their past, tiles alone are
+shared out (`by_tile`).
 """
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +37,22 @@ def decode(vae: VideoVAE, mesh):
       pixels, new = _decode(vae, jax.device_put(latent, sharding.named(mesh, sharding.CLIP)), state)
     return (np.asarray(pixels)[:, vae.cfg.temporal_compression - 1:] if state is None else pixels), new
   return step
+
+
+def by_tile(function: Callable, vae, mesh):
+  """step(tiles, state) → function(vae, tiles, state), with as many tiles as the mesh has devices, each on one."""
+  vae = jax.device_put(vae, sharding.named(mesh, sharding.REPLICATED))
+
+  def step(x, state):
+    with jax.set_mesh(mesh):
+      return _by_tile(function, vae, jax.device_put(x, sharding.named(mesh, sharding.TILE)), state)
+  return step
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _by_tile(function, vae, x_BTHWC, state):
+  specs = sharding.REPLICATED, sharding.TILE, sharding.TILE
+  return jax.shard_map(function, in_specs=specs, out_specs=sharding.TILE, check_vma=False)(vae, x_BTHWC, state)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ in float32, an empty prompt being no text at all.
 """
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,7 +28,8 @@ from veojax.zoo.published import Original, Part, Published, Run
 @dataclasses.dataclass(frozen=True)
 class MochiSettings:
   """What `generate` takes. tile: pixels of a side of what is decoded at once, in `chunk` latent frames; None is whole
-  frames, as published. dtype: of transformer and text encoder."""
+  frames, as published, where the device has the memory, else the largest tile that fits (`fitting_tile`). dtype: of
+  transformer and text encoder."""
   num_frames: int = 19
   height: int = 480
   width: int = 848
@@ -90,8 +92,26 @@ class MochiPipeline:
     return features, mask
 
   def decode(self, latents: np.ndarray, settings: MochiSettings) -> np.ndarray:
-    codec = codec_of(self.run.parts['vae'], settings.tile or max(settings.height, settings.width), settings.chunk)
+    vae = self.run.parts['vae']
+    told = jax.local_devices()[0].memory_stats() or {}
+    free = told['bytes_limit'] - told['bytes_in_use'] if 'bytes_limit' in told else None
+    codec = codec_of(vae, settings.tile or fitting_tile(settings, free), settings.chunk)
     return np.stack([codec.decode(latent, settings.num_frames, settings.height, settings.width) for latent in latents])
+
+
+# Of the published decoder, compiled for whole frames of 480 × 848 on TPUs: 63 GiB for 2 latent frames.
+BYTES_PER_PIXEL = 82_000
+SMALLEST_TILE = 64  # smaller ones are mostly overlap
+SHARE = 0.6  # of the free memory, for the tile that is decoded; the rest is for the past of all others
+
+
+def fitting_tile(settings: MochiSettings, free_bytes: int | None) -> int:
+  """Pixels of a side of the largest tile that a device with so much free memory decodes: whole frames where these fit,
+  or nothing is known of the memory."""
+  whole, bytes_per_pixel = max(settings.height, settings.width), BYTES_PER_PIXEL * settings.chunk
+  if free_bytes is None or free_bytes >= settings.height * settings.width * bytes_per_pixel:
+    return whole
+  return max(SMALLEST_TILE, min(whole, math.isqrt(int(SHARE * free_bytes / bytes_per_pixel)) // 16 * 16))
 
 
 def codec_of(vae: MochiVAE, tile: int, chunk: int = 2) -> MochiCodec:

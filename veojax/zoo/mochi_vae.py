@@ -20,7 +20,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from veojax.models import conv, layers
+from veojax import sharding
+from veojax.models import conv, layers, split_codec
 from veojax.models.conv import Pointwise, Video
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import LOGVAR_MAX, LOGVAR_MIN
@@ -275,8 +276,12 @@ class MochiCodec(VideoCodec):
     return tuple(min(side, size) for side, size in zip(super()._sides(h, w), (h, w)))
 
   def _step(self, tiles, num_latents, alone, shared):
-    # On one device: norms and attention see the whole tile, and all of its past.
-    return functools.partial(alone, self.vae), self.chunk
+    # A tile is on one device: norms and attention see all of it, and all of its past.
+    mesh = sharding.clip_mesh(len(tiles.weights), num_chunks=1, num_rows=1)
+    if mesh.size == 1:
+      return functools.partial(alone, self.vae), self.chunk
+    tiles.at_once = mesh.size
+    return split_codec.by_tile(alone, self.vae, mesh), self.chunk
 
 
 def _weights(source: str, target: str, transform, name: str = 'kernel') -> list[Rule]:
