@@ -9,6 +9,8 @@ import pytest
 from veojax import cli
 from veojax.evaluation import evaluate, sweep_report, units
 from veojax.evaluation.benchmark import Row, Score
+from veojax.generation.cascade import Cascade
+from veojax.generation.published_model import PublishedModel
 
 
 class Reader(html.parser.HTMLParser):
@@ -65,7 +67,8 @@ def test_going_on_computes_nothing_twice(made, model_folder, monkeypatch):
 
 def test_errors_against_the_record_are_of_clips_whose_frames_were_given(made):
   _, _, result = made
-  assert 'error' in result.columns['made'][0].kept and 'position_error' in result.scores
+  for name in ('position_error', 'velocity_error'):
+    assert name in result.columns['made'][0].kept and name in result.scores
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -80,6 +83,13 @@ def test_what_cannot_be_is_refused_in_one_line(argv, message, capsys, tmp_path, 
   assert cli.main(['evaluate', *argv, '--output', str(tmp_path)]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('kind', [PublishedModel, Cascade])
+def test_models_that_cannot_be_evaluated_are_told_at_the_door(kind, monkeypatch):
+  monkeypatch.setattr(evaluate, '_loaded', lambda name: object.__new__(kind))
+  with pytest.raises(ValueError, match=f'some is a {kind.__name__}.*what can be evaluated is'):
+    evaluate.subject('some', {})
 
 
 @pytest.mark.parametrize('index', [0, 1])
@@ -120,4 +130,5 @@ def test_differences_are_paired_by_clip():
   assert mean == pytest.approx(.1) and least == pytest.approx(.1) and most == pytest.approx(.1)
   others = [Row(i, 'another text', values={'m': 1.}) for i in range(6)]
   assert sweep_report.difference(rows(high), others, 'm') is None
+  assert sweep_report.difference(rows(high), rows(low), 'of the set') is None
   assert Score._fields == ('value', 'low', 'high', 'num_clips', 'coverage')

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from veojax.evaluation import fad, set_distance
+from veojax.evaluation import fad
 from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.fad import FAD
 from veojax.types import Clip
@@ -45,8 +45,9 @@ def test_a_drawn_network_tells_tones_from_noise():
   sets = {name: [Row(i, kept={'embeddings': fad.embeddings(network, vggish.examples(make())).tolist()})
                  for i in range(8)] for name, make in (('truth', tone), ('codec', tone), ('made', noise))}
   assert len(sets['truth'][0].kept['embeddings']) == 3
-  scores = set_distance.score(sets, 'embeddings')
+  scores, halves = FAD().scores(sets).values()
   assert scores['made'].value > 2 * scores['codec'].value > 0
+  assert halves['made'].value > 2 * halves['truth'].value > 0
   alone = fad.embeddings(network, vggish.examples(t)[:1])
   np.testing.assert_allclose(alone, fad.embeddings(network, np.repeat(vggish.examples(t), 4, 0))[:1], rtol=1e-5)
 
@@ -59,6 +60,7 @@ def test_other_networks_are_refused_and_never_called_fad(tmp_path):
   safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': 'cd' * 32})
   with pytest.raises(ValueError, match='cdcd.* not known'):
     fad.load(str(path), False)
-  assert list(FAD(weights=str(path), allow_unknown_weights=True).METRICS) == ['frechet-vggish/google']
+  assert list(FAD(weights=str(path), allow_unknown_weights=True).METRICS) == [
+      'frechet-vggish/google', 'frechet-vggish/google/halves']
   safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'cd' * 28})
-  assert list(FAD(weights=str(path), protocol='pytorch').METRICS) == ['fad/pytorch']
+  assert list(FAD(weights=str(path), protocol='pytorch').METRICS) == ['fad/pytorch', 'fad/pytorch/halves']

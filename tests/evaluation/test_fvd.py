@@ -1,10 +1,13 @@
 """Protocols against PyTorch's resizing, the refusal of unknown networks, and the distance from rows alone."""
+import dataclasses
+
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from veojax.evaluation import fvd, set_distance
+from veojax.evaluation import fvd
 from veojax.evaluation.benchmark import Row, Subject
+from veojax.evaluation.frechet import Moments, distance
 from veojax.evaluation.fvd import FVD, PROTOCOLS
 from veojax.zoo import i3d
 
@@ -72,7 +75,8 @@ def test_other_networks_are_refused_and_never_called_fvd(unknown, tmp_path):
     FVD().fitted(Subject('truth'))
   with pytest.raises(ValueError, match='unknown network .*abab.* FVD is by'):
     fvd.load(unknown, False)
-  assert list(FVD(weights=unknown, allow_unknown_weights=True).METRICS) == ['frechet-i3d/stylegan-v']
+  assert list(FVD(weights=unknown, allow_unknown_weights=True).METRICS) == [
+      'frechet-i3d/stylegan-v', 'frechet-i3d/stylegan-v/halves']
   with pytest.raises(ValueError, match='no I3D under any'):
     fvd.load(unknown, True)  # allowed, and then read
   sha256 = next(key for key in i3d.OTHERS if key.startswith('sha256')).removeprefix('sha256:')
@@ -82,7 +86,7 @@ def test_other_networks_are_refused_and_never_called_fvd(unknown, tmp_path):
     fvd.load(str(imagenet), False)
   sha256 = next(iter(i3d.FVD)).removeprefix('sha256:')
   safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, true, {'sha256': sha256})
-  assert list(FVD(weights=str(true), protocol='google').METRICS) == ['fvd/google']
+  assert list(FVD(weights=str(true), protocol='google').METRICS) == ['fvd/google', 'fvd/google/halves']
 
 
 def rows(seed, count, shift=0., dim=5):
@@ -94,21 +98,55 @@ def test_the_distance_and_its_floor_come_from_rows_alone(unknown):
   (made, x), (true, y) = rows(0, 60, .5), rows(1, 60)
   made[7].kept = {}  # a clip that was too short
   scores = FVD(num_clips=60, weights=unknown, allow_unknown_weights=True).scores({'made': made, 'truth': true})
-  by_column = scores['frechet-i3d/stylegan-v']
-  value = set_distance.between([np.delete(x, 7, 0)], [y])
-  assert by_column['made'].value == pytest.approx(value) and by_column['made'].coverage == pytest.approx(59 / 60)
-  assert by_column['made'].low < value < by_column['made'].high
-  floor = by_column['truth']
-  assert floor.value == pytest.approx(set_distance.between([y[::2]], [y[1::2]])) and floor.num_clips == 30
-  assert floor.value < value
+  whole, = scores['frechet-i3d/stylegan-v'].values()  # no floor of fewer clips beside it
+  value = distance(Moments.of(np.delete(x, 7, 0)), Moments.of(y))
+  assert whole.value == pytest.approx(value) and whole.coverage == pytest.approx(59 / 60) and whole.num_clips == 60
+  assert whole.low < value < whole.high
+  halves = scores['frechet-i3d/stylegan-v/halves']
+  assert {column: score.num_clips for column, score in halves.items()} == {'made': 30, 'truth': 30}
+  assert halves['truth'].value < halves['made'].value
   assert FVD().scores({'made': made}) == {}
+
+
+def test_a_perfect_model_gets_the_floor_of_as_many_clips():
+  """Of all clips it lies below a floor of half as many, whose bias is twice as large."""
+  gaps, wholes = [], []
+  for seed in range(20):
+    (made, _), (true, _) = rows(2 * seed, 64, dim=8), rows(2 * seed + 1, 64, dim=8)
+    whole, halves = FVD().scores({'made': made, 'truth': true}).values()
+    gaps.append(halves['made'].value / halves['truth'].value)
+    wholes.append(whole['made'].value / halves['truth'].value)
+  assert np.mean(gaps) == pytest.approx(1, abs=.1) and np.mean(wholes) < .7
+
+
+def test_features_are_summed_as_they_are_read(monkeypatch):
+  (made, x), (true, y) = rows(0, 50, .5), rows(1, 50)
+  parts, alive = [{'made': made[i:i + 7], 'truth': true[i:i + 7]} for i in range(0, 50, 7)], []
+
+  def reading():
+    for part in parts:
+      alive.append(part)
+      yield part
+      for row in (row for column in part.values() for row in column):
+        row.kept.clear()  # what was read is needed no more
+  whole = FVD().scores({'made': list(map(copied, made)), 'truth': list(map(copied, true))})
+  columns, scores = FVD().read(reading())
+  assert len(alive) == len(parts) and [row.index for row in columns['made']] == list(range(50))
+  assert not any(row.kept for column in columns.values() for row in column)
+  for metric in whole:
+    for column, score in whole[metric].items():
+      np.testing.assert_allclose(scores[metric][column], score, rtol=1e-9)
+
+
+def copied(row):
+  return dataclasses.replace(row, kept=dict(row.kept))
 
 
 def test_the_interval_covers_the_spread_of_other_draws():
   found, covered = [], 0
   for seed in range(40):
     (made, _), (true, _) = rows(2 * seed, 40, 1.), rows(2 * seed + 1, 40)
-    found.append(set_distance.score({'made': made, 'truth': true}, 'logits')['made'])
+    found.append(FVD().scores({'made': made, 'truth': true})['frechet-i3d/stylegan-v']['made'])
   centre = np.mean([s.value for s in found])
   covered = np.mean([s.low <= centre <= s.high for s in found])
   assert .8 < covered <= 1

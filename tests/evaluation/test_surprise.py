@@ -1,4 +1,6 @@
 """Surprise: a loss that depends on the clip alone, and a measure that a model which knows the world would win."""
+import itertools
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,19 @@ def test_what_the_loss_finds_harder_wins(subject, monkeypatch):
     known |= {(c.video.tobytes(), c.audio.tobytes()) for c in BENCH.case(i).possible}
   rows = BENCH.rows(subject, 'made', range(12))['made']
   assert all(row.values['surprised'] == 1 and row.values['margin'] == pytest.approx(.1) for row in rows)
+
+
+def test_the_floor_names_the_sides_by_lot(subject, monkeypatch):
+  """So whoever wins every case wins about half of them, by as much as the others are lost."""
+  losses = itertools.cycle((1., 1., 1.5, 1.5))
+  monkeypatch.setattr(surprise, 'loss', lambda *given: next(losses))
+  monkeypatch.setattr(Surprise, 'case', lambda self, i: impossible.Case('vanish', 1, (None,) * 2, (None,) * 2))
+  columns, scores = BENCH.read([BENCH.rows(subject, 'made', range(400))])
+  assert list(columns) == ['made', 'shuffled'] and scores['surprised']['made'].value == 1
+  floor = scores['surprised']['shuffled']
+  assert floor.low <= .5 <= floor.high and floor.high - floor.low < .15 and floor.num_clips == 400
+  assert {round(row.values['margin'], 9) for row in columns['shuffled']} == {.5, round(1 / 1.5 - 1, 9)}
+  assert BENCH.rows(subject, 'made', [17])['shuffled'] == [columns['shuffled'][17]]
 
 
 def test_a_loss_of_content_alone_is_at_chance(subject, monkeypatch):

@@ -5,13 +5,13 @@ Mostly these describe: a still, silent clip is steady and never clips. They are 
 import dataclasses
 
 from veojax.evaluation import av_align, benchmark, clips, motion, sound_level
-from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.types import Clip
 
 
 @dataclasses.dataclass(frozen=True)
-class Basic:
+class Basic(benchmark.Benchmark):
   """data: 'world', of `scenes`, or a prepared data set."""
   num_clips: int = 128
   seed: int = 0
@@ -53,12 +53,6 @@ class Basic:
         values = clips.defined({'av_align': av_align.av_align(foreign, seen)})
         rows.setdefault('shuffled', []).append(Row(i, true.text, values=values))
     return rows
-
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    return benchmark.table(self.METRICS, rows)
-
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
-    return {}
 
 
 def measure(clip: Clip, seen=None) -> dict[str, float]:

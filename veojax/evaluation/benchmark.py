@@ -1,29 +1,15 @@
 """What a benchmark is: clips by number → a row of values for each → a table of scores with what it takes to believe
 them.
 
-A benchmark is a frozen dataclass. Its fields are its options (`num_clips` and `seed` among them), and it has
-
-  METRICS            {name: Metric}
-  KEY                the metrics that a first look needs
-  WORST              the metric by which a report shows its worst clips first; '' where none belongs to single clips
-  fitted(subject)    the benchmark with all that it takes from the subject written into its fields (sizes of clips):
-                     what is equal then gives equal rows
-  parts(subject)     the pieces of work that the subject allows, of PARTS
-  rows(subject, part, indices, keep)
-                     {column: [Row, ...]}, a row for every index; pure, and row i is the same whatever else is asked
-                     for. keep(column, index, clip) may be called with clips that a report could show
-  scores(rows)       {metric: {column: Score}} from {column: rows} alone, so that what is on disk is enough; mostly
-                     `table`
-  plots(rows)        {title: matplotlib figure}, may be empty
-
+A benchmark is a frozen dataclass, a `Benchmark`. Its fields are its options (`num_clips` and `seed` among them).
 Columns stand side by side in every table: what is judged ('made'), the ceiling ('truth'), what the model's codecs leave
 of the truth ('codec'), and the floor ('shuffled': captions, or sounds, of other clips). Part 'made' may fill two of
 them, 'made' and 'shuffled'. A value that is undefined for a clip is left out of its row: it lowers the coverage, and is
 never 0.
 """
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,6 +17,10 @@ from veojax.types import Clip
 
 PARTS = ('made', 'truth', 'codec')
 COLUMNS = ('made', 'truth', 'codec', 'shuffled')
+MEANING = {'made': 'what is judged', 'truth': 'the ceiling: true clips',
+           'codec': "true clips through the model's codecs",
+           'shuffled': 'the floor: held to captions and sounds of other clips'}
+INTERVALS = 'of means by bootstrap over clips, of distances between sets by random halves of the sets'
 NUM_BOOTSTRAP = 1000
 
 
@@ -43,8 +33,8 @@ class Metric(NamedTuple):
 
 
 class Score(NamedTuple):
-  """A cell of the table. low, high: 95 % interval. num_clips: asked for. coverage: the share for which it is
-  defined."""
+  """A cell of the table. low, high: 95 % interval, as INTERVALS says. num_clips: asked for. coverage: the share for
+  which it is defined."""
   value: float
   low: float
   high: float
@@ -94,22 +84,53 @@ def keep_nothing(column: str, index: int, clip: Clip):
   """A `keep` for where no clip is wanted."""
 
 
-class Benchmark(Protocol):
+class Benchmark:
+  """METRICS: {name: Metric}. KEY: the metrics that a first look needs. WORST: the metric by which a report shows its
+  worst clips first; '' where none belongs to single clips. MEANING: what the columns are, as a report says it. NOTE:
+  what else it must say."""
   num_clips: int
   seed: int
-  METRICS: dict[str, Metric]
-  KEY: tuple[str, ...]
-  WORST: str
+  METRICS: dict[str, Metric] = {}
+  KEY: tuple[str, ...] = ()
+  WORST = ''
+  MEANING = MEANING
+  NOTE = ''
 
-  def fitted(self, subject: Subject) -> 'Benchmark': ...
+  def fitted(self, subject: Subject) -> 'Benchmark':
+    """The benchmark with all that it takes from the subject written into its fields (sizes of clips): what is equal
+    then gives equal rows."""
+    raise NotImplementedError
 
-  def parts(self, subject: Subject) -> tuple[str, ...]: ...
+  def parts(self, subject: Subject) -> tuple[str, ...]:
+    """The pieces of work that the subject allows, of PARTS."""
+    raise NotImplementedError
 
-  def rows(self, subject: Subject, part: str, indices: Sequence[int], keep: Keep) -> dict[str, list[Row]]: ...
+  def rows(self, subject: Subject, part: str, indices: Sequence[int], keep: Keep) -> dict[str, list[Row]]:
+    """{column: a row for every index}; pure, and row i is the same whatever else is asked for. keep(column, index,
+    clip) may be called with clips that a report could show."""
+    raise NotImplementedError
 
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]: ...
+  def read(self, parts: Iterable[dict[str, list[Row]]]) -> tuple[dict[str, list[Row]], dict[str, dict[str, Score]]]:
+    """(rows, `scores` of them) of what `rows` gave for some indices at a time."""
+    columns = gathered(parts)
+    return columns, self.scores(columns)
 
-  def plots(self, rows: dict[str, list[Row]]) -> dict[str, Any]: ...
+  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
+    """{metric: {column: Score}} from rows alone, so that what is on disk is enough."""
+    return table(self.METRICS, rows)
+
+  def plots(self, rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """{title: matplotlib figure}."""
+    return {}
+
+
+def gathered(parts: Iterable[dict[str, list[Row]]]) -> dict[str, list[Row]]:
+  """{column: rows in order of their index}, in the order of COLUMNS."""
+  columns = {}
+  for part in parts:
+    for column, rows in part.items():
+      columns.setdefault(column, []).extend(rows)
+  return {c: sorted(columns[c], key=lambda row: row.index) for c in COLUMNS if c in columns}
 
 
 def values(rows: Sequence[Row], metric: str) -> np.ndarray:
@@ -142,13 +163,14 @@ def table(metrics: dict[str, Metric], rows: dict[str, list[Row]]) -> dict[str, d
           if any(s.coverage > 0 for s in by_column.values())}
 
 
-def over_halves(distance: Callable[[np.ndarray, np.ndarray], float], num_clips: int, num: int = 100) -> Score:
-  """A distance between two sets, told from random halves of them: distance(a, b) of the numbers of the clips of either
-  half. low, high: the 95 % range over the halves. A set's distance from itself is then not 0 but the floor of any."""
+def over_halves(distance: Callable[[np.ndarray, np.ndarray], float], count: int,
+                num: int = 100) -> tuple[float, float, float]:
+  """(mean, low, high) of a distance between two sets of `count` members, over random halves of the one against the
+  other half of the other: distance(a, b) of the members' numbers. low, high: the 95 % range over the halves. A set's
+  distance from itself is then not 0 but the floor of any, of as many members."""
   rng = np.random.default_rng(0)
   found = []
   for _ in range(num):
-    order = rng.permutation(num_clips)
-    found.append(distance(np.sort(order[:num_clips // 2]), np.sort(order[num_clips // 2:])))
-  low, high = np.percentile(found, (2.5, 97.5))
-  return Score(float(np.mean(found)), float(low), float(high), num_clips, 1.0)
+    order = rng.permutation(count)
+    found.append(distance(np.sort(order[:count // 2]), np.sort(order[count // 2:])))
+  return float(np.mean(found)), *map(float, np.percentile(found, (2.5, 97.5)))

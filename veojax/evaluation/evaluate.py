@@ -11,7 +11,7 @@ from rich import console, progress, table
 from veojax import config as door
 from veojax import processes, sharding
 from veojax.evaluation import page, report, units
-from veojax.evaluation.benchmark import COLUMNS, Benchmark, Row, Score, Subject
+from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.generation import codecs, model as models
 
 BENCHMARKS = {  # what `--benchmark` names
@@ -71,6 +71,10 @@ def subject(name: str, options: dict, batch: int = BATCH) -> Subject:
     both = tuple(codecs.load('world', kind) for kind in codecs.KINDS) if name == 'roundtrip' else (None, None)
     return Subject(name, codecs=both, batch=batch)
   model = _loaded(name)
+  if not isinstance(model, models.Model):
+    raise ValueError(f'{name} is a {type(model).__name__}, which neither takes the settings of a sweep nor numbers its '
+                     'clips; what can be evaluated is a run of the transformer, as `veojax train` makes of '
+                     'configs/world/model.py, or truth or roundtrip')
   model.sampling(options)  # refuses what it does not know
   return Subject(name, model, (model.video_codec, model.audio_codec), options, batch)
 
@@ -103,9 +107,7 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
   if missing := [unit.file for unit in work if not store.done(unit)]:
     raise ValueError(f'{len(missing)} of {len(work)} units, such as {missing[0]}, are not in {output}; give an '
                      '--output that the hosts of all processes share, and start again')
-  columns = store.rows(work)
-  columns = {c: columns[c] for c in COLUMNS if c in columns}
-  result = Result(benchmark_name, bench, judged, columns, bench.scores(columns), store.seconds(work),
+  result = Result(benchmark_name, bench, judged, *bench.read(store.rows(work)), store.seconds(work),
                   pathlib.Path(output) / 'report.html')
   key = next(unit.key for unit in work if unit.part == keep)
   if not processes.is_first():
@@ -119,7 +121,7 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
 def shown(result: Result) -> table.Table:
   bench = result.benchmark
   out = table.Table(title=f'{result.subject.name} under {result.name}: {bench.num_clips} clips, 95 % intervals',
-                    title_justify='left')
+                    title_justify='left', caption=bench.NOTE or None, caption_justify='left')
   for column in ('metric', *result.columns, 'coverage', 'better'):
     out.add_column(column)
   for name, row in result.scores.items():

@@ -1,8 +1,8 @@
 """FAD (Kilgour et al. 2019): the Fréchet distance of sets of sounds in the embeddings of VGGish.
 
 The network's weights are the user's: without them there is no FAD, and with other weights than those of the published
-copy (`zoo/vggish.py` knows them by hash) the distance has another name. Sounds are mixed to mono and resampled to 16
-kHz.
+copy (`zoo/vggish.py` knows them by the beginning of their hash) the distance has another name. Sounds are mixed to mono
+and resampled to 16 kHz.
 
   google   windows of 1 s every 0.5 s, of which the first 0.96 s are looked at; samples are divided by the sound's
            largest, or by 0.1 where that is smaller
@@ -53,7 +53,7 @@ class FAD(set_distance.SetBenchmark):
   @property
   def METRICS(self) -> dict[str, Metric]:
     kind = 'fad' if is_fad(self.weights) else 'frechet-vggish'
-    return {f'{kind}/{self.protocol}': Metric('lower', 'the truth\'s entry is its half-split floor', 'distribution')}
+    return set_distance.metrics(f'{kind}/{self.protocol}')
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)

@@ -71,8 +71,7 @@ class FVD(set_distance.SetBenchmark):
   def METRICS(self) -> dict[str, Metric]:
     kind = 'fvd' if is_fvd(self.weights) else 'frechet-i3d'
     every = f', every {self.stride}th' if self.stride > 1 else ''
-    return {f'{kind}/{self.protocol}': Metric(
-        'lower', f'{self.num_frames} frames{every}; the truth\'s entry is its half-split floor', 'distribution')}
+    return set_distance.metrics(f'{kind}/{self.protocol}', f'{self.num_frames} frames{every}')
 
   def fitted(self, subject: Subject) -> 'FVD':
     load(self.weights, self.allow_unknown_weights)

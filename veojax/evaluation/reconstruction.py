@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from veojax.evaluation import benchmark, clips, fidelity, motion
-from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.models import perceptual
 from veojax.training import audio_losses
@@ -24,7 +24,7 @@ SILENT = 1e-4                 # root mean square below which a channel has no di
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(benchmark.Benchmark):
   """data: 'world', of `scenes`, or a prepared data set. lpips_weights, lpips_heads: files, as `models/perceptual.py`
   takes them."""
   num_clips: int = 128
@@ -68,12 +68,6 @@ class Reconstruction:
         other = clips.truth(self, (i + 1) % self.num_clips)
         rows['shuffled'].append(Row(i, true.text, values=measure(clips.through(other, subject), true, lpips)))
     return rows
-
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    return benchmark.table(self.METRICS, rows)
-
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
-    return {}
 
 
 @functools.lru_cache(1)

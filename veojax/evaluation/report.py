@@ -14,11 +14,9 @@ from veojax import config as door
 from veojax.evaluation import benchmark, page, units
 from veojax.evaluation.benchmark import Score
 from veojax.generation import export
+from veojax.models import run_checkpoint
 
 SHOWN = 12        # clips on the page
-MEANING = {'made': 'what is judged', 'truth': 'the ceiling: true clips',
-           'codec': "true clips through the model's codecs",
-           'shuffled': 'the floor: held to captions and sounds of other clips'}
 
 
 def write(folder: pathlib.Path, result, clip_path: Callable[[str, int], pathlib.Path]):
@@ -40,7 +38,12 @@ def as_json(result) -> dict:
   return {'benchmark': result.name, 'setting': door.to_tree(result.benchmark), 'model': result.subject.name, **made,
           'judged': result.judged, 'seconds': result.seconds,
           'scores': {name: {c: s._asdict() for c, s in row.items()} for name, row in result.scores.items()},
-          'clips': {c: [dataclasses.asdict(row) for row in rows] for c, rows in result.columns.items()}}
+          'clips': {c: [_told_of(row) for row in rows] for c, rows in result.columns.items()}}
+
+
+def _told_of(row) -> dict:
+  """Without what is kept for scores and plots: that lies in the files of the units."""
+  return {name: value for name, value in dataclasses.asdict(row).items() if name != 'kept'}
 
 
 def scores_csv(result) -> str:
@@ -65,11 +68,13 @@ def clips_csv(result) -> str:
 
 def as_page(result, clip_path) -> page.Page:
   bench, judged = result.benchmark, result.judged
-  out = page.Page(f'{pathlib.Path(result.subject.name).name} · {result.name}',
+  out = page.Page(f'{run_checkpoint.title(result.subject.name)} · {result.name}',
                   f'{bench.num_clips} clips, seed {bench.seed}. Means over the clips for which a metric is defined '
-                  '(its coverage), with 95 % bootstrap intervals.')
+                  f'(its coverage). 95 % intervals, {benchmark.INTERVALS}.')
   out.section('Scores')
-  out.text('; '.join(f'{column}: {MEANING[column]}' for column in result.columns) + '.')
+  out.text('; '.join(f'{column}: {bench.MEANING[column]}' for column in result.columns) + '.')
+  if bench.NOTE:
+    out.text(bench.NOTE)
   out.sortable(['metric', 'of', *result.columns, 'coverage', 'better', 'what it says'], [
       [name, bench.METRICS[name].group, *((told(row[c]), row[c].value) if c in row else ('', None)
                                           for c in result.columns),

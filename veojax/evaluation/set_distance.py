@@ -1,58 +1,96 @@
 """The score of a whole set: how far the features of its clips are from the truth's, with the floor beside it.
 
-The truth's own entry is its half-split floor, the distance of its clips of even number from those of odd number: what a
-perfect model would get with half as many. Intervals are of the spread over random halves of the set against halves of
-the truth: halves without repetition vary around the whole as much as the whole does around what it is drawn from.
-"""
-import numpy as np
+Two numbers are told. The usual one is the Fréchet distance of all clips from all true ones. Its bias goes as the
+inverse of the number of clips, so no floor of fewer clips stands beside it. The other is of halves: of a random half of
+the set from the other half of the truth. There the truth's own entry is its half-split floor, what a perfect model
+would get of as many clips. Intervals are the spread over such halves: halves without repetition vary around the whole as
+much as the whole does around what it is drawn from.
 
-from veojax.evaluation.benchmark import Row, Score
+Features are summed clip by clip as they are read, in blocks of clips of which the halves are made, so that memory does
+not grow with the set, and no feature is kept.
+"""
+import dataclasses
+from collections.abc import Iterable
+
+from veojax.evaluation import benchmark
+from veojax.evaluation.benchmark import Metric, Row, Score
 from veojax.evaluation.frechet import Moments, distance
 
+NUM_BLOCKS = 32
 NUM_HALVES = 20
 
 
-class SetBenchmark:
-  """What benchmarks share whose one score is the distance of features that rows keep under FEATURES."""
+class SetBenchmark(benchmark.Benchmark):
+  """What benchmarks share whose one score is the distance of features that rows keep under FEATURES, a list of them for
+  each clip. METRICS: of `metrics`."""
   FEATURES = ''
-  KEY, WORST = (), ''  # it belongs to no clip
+  MEANING = benchmark.MEANING | {'truth': 'the half-split floor: what a perfect model would get of as many clips'}
+  NOTE = ('A set is the same in whatever order, so captions of other clips change nothing, and no column is shuffled. '
+          'The floor is of half of the clips, and so is what stands beside it.')
+
+  @property
+  def KEY(self) -> tuple[str, ...]:
+    return tuple(self.METRICS)
+
+  def read(self, parts: Iterable[dict[str, list[Row]]]) -> tuple[dict[str, list[Row]], dict[str, dict[str, Score]]]:
+    """As every benchmark; the rows come without their features."""
+    sums = {}
+
+    def summed():
+      for part in parts:
+        for column, rows in part.items():
+          own = sums.setdefault(column, Sums())
+          for row in rows:
+            own.add(row.index, row.kept.get(self.FEATURES, ()))
+        yield {column: [dataclasses.replace(row, kept={}) for row in rows] for column, rows in part.items()}
+    columns = benchmark.gathered(summed())
+    return columns, {name: scores for name, scores in zip(self.METRICS, compared(sums), strict=True) if scores}
 
   def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    by_column = score(rows, self.FEATURES)
-    return {name: by_column for name in self.METRICS} if by_column else {}
-
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
-    return {}
+    return self.read([rows])[1]
 
 
-def score(rows: dict[str, list[Row]], name: str) -> dict[str, Score]:
-  """{column: Score} of the Fréchet distance of the features kept under `name`, a list of them for each clip. Clips
-  without any are left out. Empty where the truth has fewer than four clips."""
-  sets = {column: [np.asarray(row.kept[name], np.float64) for row in part if row.kept.get(name)]
-          for column, part in rows.items()}
-  sets = {column: features for column, features in sets.items() if len(features) >= 4}
-  if 'truth' not in sets:
-    return {}
-  truth, scores = sets['truth'], {}
-  for column, features in sets.items():
-    floor = column == 'truth'
-    pair = (features[::2], features[1::2]) if floor else (features, truth)
-    value = between(*pair)
-    low, high = spread(*pair, value)
-    asked = len(rows[column])
-    scores[column] = Score(value, low, high, asked // 2 if floor else asked, len(features) / asked)
-  return scores
+def metrics(name: str, about: str = '') -> dict[str, Metric]:
+  about = f'{about}; ' if about else ''
+  return {name: Metric('lower', f'{about}of all clips', 'distribution'),
+          f'{name}/halves': Metric('lower', f'{about}of halves, as many clips as the floor has', 'distribution')}
 
 
-def between(one: list[np.ndarray], two: list[np.ndarray]) -> float:
-  return distance(Moments.of(np.concatenate(one)), Moments.of(np.concatenate(two)))
+class Sums:
+  """The moments of a set's features, in blocks of its clips. asked: how many clips there are; found: how many have
+  features."""
+
+  def __init__(self):
+    self.asked, self.found, self.blocks = 0, 0, {}
+
+  def add(self, index: int, features_ND):
+    self.asked += 1
+    if not len(features_ND):
+      return
+    self.found += 1
+    moments = Moments.of(features_ND)
+    # Turned by one in every round, so that no block has only clips of one level.
+    block = (index + index // NUM_BLOCKS) % NUM_BLOCKS
+    self.blocks[block] = self.blocks[block] + moments if block in self.blocks else moments
+
+  def of(self, blocks: Iterable[int]) -> Moments:
+    first, *others = blocks
+    return sum((self.blocks[n] for n in others), self.blocks[first])
 
 
-def spread(one: list[np.ndarray], two: list[np.ndarray], value: float) -> tuple[float, float]:
-  """95 % interval around the value."""
-  rng, found = np.random.default_rng(0), []
-  for _ in range(NUM_HALVES):
-    halves = [[x[i] for i in rng.permutation(len(x))[:max(2, len(x) // 2)]] for x in (one, two)]
-    found.append(between(*halves))
-  deviation = np.percentile(found, (2.5, 97.5)) - np.mean(found)
-  return float(max(0., value + deviation[0])), float(value + deviation[1])
+def compared(sums: dict[str, Sums]) -> tuple[dict[str, Score], dict[str, Score]]:
+  """{column: Score} of all clips, and of halves. Without what has features in fewer than four blocks that the truth has
+  too."""
+  whole, halves, truth = {}, {}, sums.get('truth', Sums())
+  for column, own in sums.items():
+    shared = sorted(own.blocks.keys() & truth.blocks.keys())
+    if len(shared) < 4:
+      continue
+    of_half = lambda a, b: distance(own.of(shared[i] for i in a), truth.of(shared[i] for i in b))
+    value, low, high = benchmark.over_halves(of_half, len(shared), NUM_HALVES)
+    coverage = own.found / own.asked
+    halves[column] = Score(value, low, high, own.asked // 2, coverage)
+    if column != 'truth':
+      near = distance(own.of(own.blocks), truth.of(truth.blocks))
+      whole[column] = Score(near, max(0., near + low - value), near + high - value, own.asked, coverage)
+  return whole, halves

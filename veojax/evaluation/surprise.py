@@ -3,11 +3,13 @@ expectation, after IntPhys; Riochet et al. 2022). Nothing is generated.
 
 Case i is two possible clips and two impossible ones made of their parts (`data/impossible.py`). A clip's surprise is
 its denoising loss without a caption, over noise levels drawn uniformly; the four clips of a case share levels and
-noise. A case is won where the impossible side's is the larger. Chance wins half.
+noise. A case is won where the impossible side's is the larger. The floor is the same with the sides named by lot, which
+wins half. The ceiling is 1 by construction; clips are judged as the codecs' latents of them, so there is no round trip.
 """
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from veojax import sharding
 from veojax.data import impossible, packing, world
 from veojax.evaluation import benchmark, clips
-from veojax.evaluation.benchmark import Metric, Row, Score, Subject
+from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.generation.canvas import Canvas
 from veojax.generation.rows import ROW_STEP
 from veojax.models import dit
@@ -27,7 +29,7 @@ SEEDS = 1_000_000  # cases apart from each other by benchmark seed
 
 
 @dataclasses.dataclass(frozen=True)
-class Surprise:
+class Surprise(benchmark.Benchmark):
   """num_clips: cases, of all kinds in turn; a kind that clips of these sizes cannot show is left out. draws: of level
   and noise, of each clip. Sizes: None for the model's own."""
   num_clips: int = 120
@@ -46,6 +48,9 @@ class Surprise:
   }
   KEY = ('surprised', 'margin')
   WORST = 'margin'
+  MEANING = benchmark.MEANING | {'shuffled': 'the floor: which side of a case is the impossible one drawn by lot'}
+  NOTE = ('The ceiling of a share is 1 by construction: one side of every case cannot be, and the other can. Clips are '
+          "judged as the codecs' latents of them, so no column tells what the codecs leave.")
 
   def __post_init__(self):
     if self.draws < 1:
@@ -62,22 +67,22 @@ class Surprise:
     return ('made',) if subject.model is not None else ()
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
-    rows = []
+    rows = {part: [], 'shuffled': []}
     for i in indices:
+      kind, losses = KINDS[i % len(KINDS)], []
       try:
         case = self.case(i)
+        text = f'{kind}, at frame {case.frame}' if case.frame else kind
+        keep(part, i, case.impossible[0])
+        if kind != 'sound' or self.sample_rate:
+          losses = [sum(loss(subject.model, clip, self.draws, (self.seed, i)) for clip in side)
+                    for side in (case.possible, case.impossible)]
       except impossible.NoSceneError as error:
-        rows.append(Row(i, str(error), KINDS[i % len(KINDS)]))
-        continue
-      keep(part, i, case.impossible[0])
-      rows.append(Row(i, f'{case.kind}, at frame {case.frame}' if case.frame else case.kind, case.kind))
-      if case.kind == 'sound' and not self.sample_rate:
-        continue
-      possible, strange = (sum(loss(subject.model, clip, self.draws, (self.seed, i)) for clip in side)
-                           for side in (case.possible, case.impossible))
-      won = float(strange > possible) if strange != possible else .5
-      rows[-1].values = {'surprised': won, 'margin': strange / possible - 1, case.kind: won}
-    return {part: rows}
+        text = str(error)
+      rows[part].append(Row(i, text, kind, compared(kind, losses)))
+      by_lot = np.random.default_rng([self.seed, i]).permutation(losses)
+      rows['shuffled'].append(Row(i, text, kind, compared(kind, by_lot)))
+    return rows
 
   def case(self, index: int) -> impossible.Case:
     """Of a benchmark that is fitted."""
@@ -85,11 +90,14 @@ class Surprise:
                                sample_rate=self.sample_rate, split='test')
     return impossible.make(KINDS[index % len(KINDS)], self.seed * SEEDS + index // len(KINDS), config)
 
-  def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
-    return benchmark.table(self.METRICS, rows)
 
-  def plots(self, rows: dict[str, list[Row]]) -> dict:
+def compared(kind: str, losses: Sequence[float]) -> dict[str, float]:
+  """The values of a case whose possible and impossible side have these losses; none without them."""
+  if not len(losses):
     return {}
+  possible, strange = losses
+  won = float(strange > possible) if strange != possible else .5
+  return {'surprised': won, 'margin': float(strange / possible - 1), kind: won}
 
 
 def loss(model, clip: Clip, draws: int, keys: tuple[int, ...]) -> float:

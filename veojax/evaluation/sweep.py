@@ -2,10 +2,10 @@
 
     veojax sweep --models A B --grid guidance_scale=1,3,5 num_inference_steps=4,16,50 --output REPORT
 
-Cells that differ in scales, shifts, seeds or captions share their compiled programs. Work is cut into units (`units`),
-which processes take in turn, by number; all they share is the folder, and whoever finds everything settled writes the
-report. Each clip's key is fold_in(seed, i), so a table is the same from any number of processes, and after any number
-of kills.
+A batch is of clips of one cell: cells that differ in scales, shifts, seeds or captions share their compiled programs,
+but no batch. Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder,
+and whoever finds everything settled writes the report. Each clip's key is fold_in(seed, i), so a table is the same from
+any number of processes, and after any number of kills.
 """
 import ast
 import dataclasses
@@ -19,6 +19,7 @@ from veojax.evaluation import evaluate, sweep_report, units
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.evaluation.units import Store, Unit
 from veojax.generation import sampling
+from veojax.models import run_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Cell:
 
   @property
   def name(self) -> str:
-    return ' '.join([pathlib.Path(self.model).name, *(f'{k}={v}' for k, v in self.settings)])
+    return ' '.join([run_checkpoint.title(self.model), *(f'{k}={v}' for k, v in self.settings)])
 
 
 @dataclasses.dataclass
 class Outcome:
-  """A cell with what became of it. calls: network evaluations for a clip. error: why there are no scores, or ''."""
+  """A cell with what became of it. calls: network evaluations for a clip. error: why there are no scores, or ''.
+  seconds: of its model's own clips, to make and to judge them; 0 without a model."""
   cell: Cell
   benchmark: Benchmark | None = None
   units: list[Unit] = dataclasses.field(default_factory=list)
@@ -73,8 +75,8 @@ def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, 
     bench = evaluate.benchmark(name, asked).fitted(subject)
     calls = sampling.network_calls(subject.model.sampling(options)) if subject.model is not None else 0
     return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
-  except (ValueError, OSError) as error:
-    return Outcome(cell, error=f'{type(error).__name__}: {error}'), None
+  except Exception as error:  # it stands in the report, and the other cells do not suffer
+    return Outcome(cell, error=units.told(error)), None
 
 
 def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 'world', options: dict | None = None,
@@ -105,8 +107,11 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
       return None
   for outcome in outcomes:
     if not outcome.error:
-      outcome.columns, outcome.seconds = store.rows(outcome.units), store.seconds(outcome.units)
-      outcome.scores = outcome.benchmark.scores(outcome.columns)
+      try:
+        outcome.columns, outcome.scores = outcome.benchmark.read(store.rows(outcome.units))
+      except Exception as error:
+        outcome.error = units.told(error)
+      outcome.seconds = store.seconds([unit for unit in outcome.units if unit.part == 'made'])
   sweep_report.write(pathlib.Path(output), benchmark, outcomes, store)
   return outcomes
 

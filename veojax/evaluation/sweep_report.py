@@ -1,7 +1,9 @@
 """The report of a sweep: a line a cell, quality against cost, and which differences are beyond noise.
 
 Two cells are compared on the clips that both have (same number, same caption), by bootstrap over these: a difference is
-beyond noise where its 95 % interval excludes 0. Cost is network evaluations for a clip, which no machine changes.
+beyond noise where its 95 % interval excludes 0. Where there are none, and of distances between sets, which belong to no
+clip, it is beyond noise where the 95 % intervals of the two do not overlap. Cost is network evaluations for a clip,
+which no machine changes.
 """
 import csv
 import io
@@ -15,6 +17,7 @@ from veojax import config as door
 from veojax.evaluation import benchmark, page, report, units
 from veojax.evaluation.benchmark import Row
 from veojax.generation import export
+from veojax.models import run_checkpoint
 
 BESTS = {'higher': max, 'lower': min, 'zero': lambda values, key: min(values, key=lambda v: abs(key(v)))}
 PLOTS = 6  # of quality against cost
@@ -72,10 +75,17 @@ def compared(outcomes: list, metric: str, better: str) -> dict[str, str]:
   best = BESTS[better](there, key=value)
   marks = {}
   for o in there:
-    gap = difference(o.columns[judged(o)], best.columns[judged(best)], metric)
-    beyond = gap is not None and (gap[1] > 0 or gap[2] < 0)
-    marks[o.cell.name] = 'best' if o is best else 'worse' if beyond else ''
+    marks[o.cell.name] = 'best' if o is best else 'worse' if differ(o, best, metric) else ''
   return marks
+
+
+def differ(one, two, metric: str) -> bool:
+  """Whether two cells that have a metric differ in it beyond noise."""
+  gap = difference(one.columns[judged(one)], two.columns[judged(two)], metric)
+  if gap is not None:
+    return gap[1] > 0 or gap[2] < 0
+  a, b = (o.scores[metric][judged(o)] for o in (one, two))
+  return a.low > b.high or b.low > a.high
 
 
 def front(points: list[tuple[float, float]], better: str) -> list[int]:
@@ -92,28 +102,33 @@ def front(points: list[tuple[float, float]], better: str) -> list[int]:
 def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   whole = [o for o in outcomes if not o.error]
   out = page.Page(f'Sweep · {name}', f'{len(outcomes)} cells, of which {len(outcomes) - len(whole)} failed. 95 % '
-                  'bootstrap intervals; bold is the best of a column, faint what is worse than it beyond noise, paired by '
-                  'clip.')
+                  f'intervals, {benchmark.INTERVALS}; bold is the best of a column, faint what is worse than it beyond '
+                  'noise: paired by clip, or by intervals that do not overlap.')
   if len(whole) < len(outcomes):
     out.section('Failed')
     out.table(['cell', 'error'], [[o.cell.name, o.error] for o in outcomes if o.error])
   if not whole:
     return out
-  metrics = whole[0].benchmark.METRICS
-  key = [m for m in whole[0].benchmark.KEY if any(m in o.scores for o in whole)]
+  metrics = {name: metric for o in whole for name, metric in o.benchmark.METRICS.items()}
+  first = {m: next(o for o in whole if m in o.scores) for m in metrics if any(m in o.scores for o in whole)}
+  key = [m for m in dict.fromkeys(m for o in whole for m in o.benchmark.KEY) if m in first]
   out.section('Scores')
   out.sortable(['cell', 'network calls', 's a clip', *key], _lines(whole, key, metrics))
-  reference = [[column, *((report.told(whole[0].scores[m][column]), whole[0].scores[m][column].value)
-                          if column in whole[0].scores.get(m, {}) else ('', None) for m in key)]
-               for column in whole[0].columns if column != judged(whole[0])]
-  out.text(f'What to read them against, of {whole[0].cell.name}: ' + '; '.join(
-      f'{row[0]}, {report.MEANING[row[0]]}' for row in reference) + '.')
+  bench = whole[0].benchmark
+  reference = [[column, *((report.told(s), s.value) if (s := first[m].scores[m].get(column)) else ('', None)
+                          for m in key)]
+               for column in benchmark.COLUMNS if any(column in o.columns and column != judged(o) for o in whole)]
+  out.text('What to read them against, of the first cell that has each: ' + '; '.join(
+      f'{row[0]}, {bench.MEANING[row[0]]}' for row in reference) + '.')
+  if bench.NOTE:
+    out.text(bench.NOTE)
   out.sortable(['column', *key], reference)
-  out.section('Quality against cost')
-  out.plot(plots(whole, key[:PLOTS], metrics))
-  out.section('All metrics')
-  rest = [m for m in metrics if m not in key and any(m in o.scores for o in whole)]
-  out.sortable(['cell', *rest], [[line[0], *line[3:]] for line in _lines(whole, rest, metrics)])
+  if key:
+    out.section('Quality against cost')
+    out.plot(plots(whole, key[:PLOTS], metrics))
+  if rest := [m for m in first if m not in key]:
+    out.section('All metrics')
+    out.sortable(['cell', *rest], [[line[0], *line[3:]] for line in _lines(whole, rest, metrics)])
   shown = [(o, path) for o in whole for unit in o.units
            if unit.part == 'made' and (path := store.clip(unit.key, 'made', 0)).exists() and unit.first == 0]
   if shown:
@@ -129,8 +144,8 @@ def _lines(outcomes: list, names: list[str], metrics: dict) -> list[list]:
   for o in outcomes:
     cells = [(report.told(s), s.value, marks[m].get(o.cell.name, ''))
              if (s := o.scores.get(m, {}).get(judged(o))) else ('', None) for m in names]
-    lines.append([o.cell.name, (str(o.calls), o.calls), (f'{o.seconds / o.benchmark.num_clips:.2f}',
-                                                          o.seconds / o.benchmark.num_clips), *cells])
+    each = o.seconds / o.benchmark.num_clips
+    lines.append([o.cell.name, (str(o.calls), o.calls), (f'{each:.2f}', each) if each else ('', None), *cells])
   return lines
 
 
@@ -148,7 +163,7 @@ def plots(outcomes: list, names: list[str], metrics: dict):
       if there:
         value = np.array([s.value for _, s in there])
         ends = np.abs(np.array([(s.low, s.high) for _, s in there]).T - value)
-        ax.errorbar([c for c, _ in there], value, yerr=ends, fmt='o', alpha=.7, label=pathlib.Path(model).name)
+        ax.errorbar([c for c, _ in there], value, yerr=ends, fmt='o', alpha=.7, label=run_checkpoint.title(model))
     points = [(o.calls, s.value) for o in outcomes if (s := o.scores.get(name, {}).get(judged(o)))]
     if metrics[name].better and points:
       best = [points[i] for i in front(points, metrics[name].better)]

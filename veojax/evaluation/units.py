@@ -12,6 +12,7 @@ import os
 import pathlib
 import time
 import traceback
+from collections.abc import Iterator
 
 from veojax import config as door
 from veojax import files
@@ -82,20 +83,16 @@ class Store:
       text = json.dumps({'seconds': time.perf_counter() - started, 'rows': {
           column: [dataclasses.asdict(row) for row in part] for column, part in rows.items()}}, allow_nan=False)
     except Exception as error:
-      last = traceback.extract_tb(error.__traceback__)[-1]
-      where = f'{pathlib.Path(last.filename).name}:{last.lineno}'
-      write(self._failure(unit), f'{type(error).__name__}: {error} ({where})')
+      write(self._failure(unit), told(error))
       raise
     write(self._path(unit), text)
 
-  def rows(self, units: list[Unit]) -> dict[str, list[Row]]:
-    """{column: rows in order of their index} of the units that are done."""
-    columns = {}
+  def rows(self, units: list[Unit]) -> Iterator[dict[str, list[Row]]]:
+    """{column: rows} of one unit that is done after another, for `Benchmark.read`."""
     for unit in units:
       if self.done(unit):
-        for column, part in json.loads(self._path(unit).read_text())['rows'].items():
-          columns.setdefault(column, []).extend(Row(**row) for row in part)
-    return {column: sorted(part, key=lambda row: row.index) for column, part in columns.items()}
+        columns = json.loads(self._path(unit).read_text())['rows']
+        yield {column: [Row(**row) for row in part] for column, part in columns.items()}
 
   def seconds(self, units: list[Unit]) -> float:
     return sum(json.loads(self._path(unit).read_text())['seconds'] for unit in units if self.done(unit))
@@ -117,6 +114,12 @@ class Store:
       path = self.clip(unit.key, column, index)
       path.parent.mkdir(parents=True, exist_ok=True)
       Sample(**{f.name: getattr(clip, f.name) for f in dataclasses.fields(Clip)}).save(path)
+
+
+def told(error: Exception) -> str:
+  """In one line, with where it was raised."""
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  return f'{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}:{last.lineno})'
 
 
 def write(path: pathlib.Path, text: str):

@@ -28,7 +28,7 @@ FRAMES_GIVEN = 5  # of given='frames': two latent frames of a codec that compres
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class World(benchmark.Benchmark):
   """levels: of the world, in equal parts; None for L1 to L4, without L2 where the split has four objects. density: of
   the captions; None as in training. given: what of the true clip the model is shown. Sizes: None for the model's
   own."""
@@ -93,7 +93,7 @@ class World:
       rows[part].append(Row(i, truth.text, truth.info['level'], values))
       rows[part][-1].kept['state'] = world_state.features(seen).round(5).tolist()
       if against_record:
-        rows[part][-1].kept['error'] = world_state.error_by_frame(seen, truth)
+        rows[part][-1].kept |= world_state.errors_by_frame(seen, truth)
       if part == ('truth' if subject.model is None else 'made') and self.num_clips > 1:
         rows.setdefault('shuffled', []).append(self._shuffled(i, seen, truth))
     return rows
@@ -152,5 +152,5 @@ class World:
     states = {name: (x - centre) / scale for name, x in states.items()}
     metrics = {'fsd': lambda x, y: frechet.distance(frechet.Moments.of(x), frechet.Moments.of(y)),
                'mmd': lambda x, y: frechet.mmd(x, y, frechet.gaussian(np.sqrt(x.shape[1])))}
-    return {metric: {name: benchmark.over_halves(lambda a, b: function(x[a], states['truth'][b]), len(x))
-                     for name, x in states.items()} for metric, function in metrics.items()}
+    return {metric: {name: Score(*benchmark.over_halves(lambda a, b: function(x[a], states['truth'][b]), num),
+                                 num // 2, 1.) for name, x in states.items()} for metric, function in metrics.items()}

@@ -30,7 +30,7 @@ METRICS = {
     'count': Metric('higher', 'whether the number of objects is the captioned one', 'caption'),
     'direction': Metric('higher', 'share of captioned directions that are right', 'caption'),
     'material': Metric('higher', 'share of captioned materials that the impacts sound like', 'caption'),
-    'all_right': Metric('higher', 'whether all six of these are right', 'caption'),
+    'all_right': Metric('higher', 'whether these six are right, those of them that can be told of a clip', 'caption'),
     'told': Metric('higher', 'share of all that the caption states that is found, softly', 'caption'),
     'gravity_error': Metric('lower', 'relative error of the acceleration in flight (absolute where there is none)',
                             'physics'),

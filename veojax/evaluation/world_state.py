@@ -5,6 +5,8 @@ from veojax.evaluation import world_laws
 from veojax.evaluation.world_judge import Seen
 from veojax.types import Clip
 
+ERRORS = {'position_error': 'distance from the record, widths',
+          'velocity_error': 'difference of velocity, widths/s'}  # and what a plot calls them
 TIMES = (0., .5, 1.)  # of the clip, at which states are taken
 
 
@@ -30,28 +32,31 @@ def features(seen: Seen) -> np.ndarray:
   return np.array(out, np.float64)
 
 
-def error_by_frame(seen: Seen, truth: Clip) -> list[list[float]]:
-  """[seconds, mean distance from the record over objects] of the frames in which one is whole and found."""
-  errors, _ = world_laws.errors(seen.strict, truth.info)
-  return [[round(k / truth.fps, 6), round(float(at[np.isfinite(at)].mean()), 6)]
-          for k, at in enumerate(errors.T) if np.isfinite(at).any()]
+def errors_by_frame(seen: Seen, truth: Clip) -> dict[str, list[list[float]]]:
+  """[seconds, mean error against the record over objects] for each of ERRORS, of the frames in which an object is whole
+  and found: its distance, and the difference of its velocity, which is of two frames and stands midway."""
+  position, velocity = world_laws.errors(seen.strict, truth.info)
+  return {name: [[round((k + offset) / truth.fps, 6), round(float(at[np.isfinite(at)].mean()), 6)]
+                 for k, at in enumerate(errors.T) if np.isfinite(at).any()]
+          for name, errors, offset in zip(ERRORS, (position, velocity), (0, .5))}
 
 
 def plots(rows: dict) -> dict:
   """Errors over time, where clips were made of which frames were given."""
-  curves = {name: [point for row in part for point in row.kept.get('error', ())] for name, part in rows.items()}
-  if not curves.get('made'):
+  if not any(row.kept.get(name) for row in rows.get('made', ()) for name in ERRORS):
     return {}
   import matplotlib
   matplotlib.use('agg')
   import matplotlib.pyplot as plt
-  figure, axes = plt.subplots(figsize=(6, 3))
-  for name, points in curves.items():
-    if points:
-      seconds, errors = np.array(points).T
-      times = np.unique(seconds)
-      axes.plot(times, [errors[seconds == t].mean() for t in times], label=name)
-  axes.set(xlabel='seconds', ylabel='distance from the record, widths', yscale='log')
-  axes.legend()
-  axes.grid(alpha=.3)
-  return {'Error over time': figure}
+  figure, every = plt.subplots(1, len(ERRORS), figsize=(10, 3), layout='constrained')
+  for axes, (name, label) in zip(every, ERRORS.items()):
+    for column, part in rows.items():
+      points = np.array([point for row in part for point in row.kept.get(name, ())]).reshape(-1, 2)
+      if len(points):
+        seconds, errors = points.T
+        times = np.unique(seconds)
+        axes.plot(times, [errors[seconds == t].mean() for t in times], label=column)
+    axes.set(xlabel='seconds', ylabel=label, yscale='log')
+    axes.legend()
+    axes.grid(alpha=.3)
+  return {'Errors over time': figure}

@@ -3,7 +3,7 @@
 FVD's features are the 400 logits before the softmax, and its weights those trained on Kinetics-400 alone ('rgb_scratch'
 of google-deepmind/kinetics-i3d, the same file as TF Hub's i3d-kinetics-400/1). Two copies in PyTorch go round:
 i3d_torchscript.pt and i3d_pretrained_400.pt. Weights that began on ImageNet ('rgb_imagenet') have the same shapes and
-give another metric. `zoo.origin` makes safetensors of any of these; `KNOWN` says which are FVD's.
+give another metric. `zoo.origin` makes safetensors of any of these; `FVD` says which are FVD's.
 
 Pixels lie in [-1, 1], 224 × 224. All padding is TensorFlow's SAME: the odd row goes behind. Nothing here is trained:
 parameters are zero until a file fills them.

@@ -5,7 +5,8 @@ mel bands from 125 to 7500 Hz (HTK's scale, triangles linear in mel), as log(mag
 the last layer gives before its relu: FAD takes it so, without the whitening of the AudioSet release. Nothing here is
 trained: parameters are zero until a file fills them.
 
-Weights are those of the PyTorch copy (harritaylor/torchvggish), made safetensors by `zoo.origin`.
+Weights are those of the PyTorch copy (harritaylor/torchvggish), made safetensors by `zoo.origin`. `FAD` knows that file
+by the beginning of its sha256, the eight digits that its name has.
 """
 import dataclasses
 
