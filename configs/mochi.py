@@ -3,12 +3,15 @@
   veojax convert --source mochi-1-preview --output runs/mochi
   veojax prepare --source FOLDER --output data/clips --fps=30 --height=480 --width=848 --only=picture \
     --embed mochi-1-preview/text_encoder
-  veojax train --config configs/mochi.py --workdir runs/mine --config.model=runs/mochi --config.data=data/clips
-  veojax compile --config configs/mochi.py --topology v5p:2x2x2
+  veojax train --config configs/mochi.py --workdir runs/mine --config.model=runs/mochi --config.data=data/clips \
+    --config.loop.batch_size=4
+  veojax compile --config configs/mochi.py --topology v5p:2x2x1 --config.loop.batch_size=4
+  veojax compile --config configs/mochi.py --topology v5e:2x2 --stage generate --config.mesh.tensor=4 \
+    --config.settings.num_frames=163
 
-Hardware: v5p:2x2x2 (8 chips), 8 clips a step, one a chip. Expect, by the compiler: 33.3 of a chip's 95.7 GiB; executed
-FLOPs of 2.4 s at the chips' peak, links of 1.2 s. Half of it, v5p:2x2x1 with 4 clips a step, fits too: 57.2 GiB.
-`--stage generate` with mesh.tensor=4 fits v5e:2x2: 163 frames of 480 × 848 take 6.2 of 15.8 GiB.
+Hardware: v5p:2x2x1, the 4 chips of one host, as fine-tuning is one process; 4 clips a step, one a chip. Expect, by the
+compiler: 57.2 of a chip's 95.7 GiB; executed FLOPs of 2.4 s at the chips' peak. 163 frames of 480 × 848 are generated
+on v5e:2x2 in 6.2 of 15.8 GiB. A host of 8 chips takes the 8 clips a step of the config.
 """
 import ml_collections
 

@@ -121,12 +121,13 @@ def num_slices() -> int:
 MIN_ROWS = 4  # of latents, on a device: with fewer it would see little beside its neighbours' edges
 
 
-def clip_mesh(num_tiles: int, num_chunks: int, num_rows: int) -> jax.sharding.Mesh:
-  """This process's devices of the mesh in force, for a codec's work on a clip: the tiles side by side, then the chunks
-  of its frames, then the rows of latents within a tile, each over as many devices as have work there; where no mesh is
-  in force one device."""
-  mesh = jax.sharding.get_mesh()
-  devices = jax.local_devices()[:1] if mesh.empty else mesh.local_devices
+def clip_mesh(num_tiles: int, num_chunks: int, num_rows: int, devices=None) -> jax.sharding.Mesh:
+  """The devices, or this process's of the mesh in force, for a codec's work on a clip: the tiles side by side, then the
+  chunks of its frames, then the rows of latents within a tile, each over as many devices as have work there; where no
+  mesh is in force one device."""
+  if devices is None:
+    mesh = jax.sharding.get_mesh()
+    devices = jax.local_devices()[:1] if mesh.empty else mesh.local_devices
   most = range(1, len(devices) + 1)
   sizes = [(a, b, c) for a in most for b in most for c in most
            if a * b * c <= len(devices) and num_rows % c == 0 and (c == 1 or num_rows // c >= MIN_ROWS)]

@@ -64,6 +64,31 @@ def test_what_is_compiled_ahead_is_timed_too(small_products, what):
   assert measured.seconds[0] > 0 and measured.waited is None and set(measured.units.values()) - {0}
 
 
+UNET = {'widths': (8,), 'attention': (False,), 'depth': 1, 'groups': 4, 'condition_dim': 8}
+PUBLISHED = {
+    'train': {'stage': 'make_a_video', 'part': 'super_resolution', 'super_resolution': {
+        'num_frames': 2, 'height': 16, 'width': 16, 'factor': 2, 'unet': UNET | {'given_channels': 3}},
+        'loop': {'batch_size': 8, 'ema_decays': (0.0,)}},
+    'decode': {'stage': 'animatediff', 'settings': {'height': 16, 'width': 16, 'chunk': 2}, 'vae': {
+        'block_out_channels': (32, 32), 'down_block_types': ('DownEncoderBlock2D',) * 2,
+        'up_block_types': ('UpDecoderBlock2D',) * 2}}}
+
+
+@pytest.mark.parametrize('what', PUBLISHED)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_published_model_is_timed_in_its_own_precision(small_products, what, dtype):
+  found = report.benchmark(run.build(PUBLISHED[what] | {'dtype': dtype}), what, steps=1)
+  assert found.dtype == dtype and found.measured[0].seconds[0] > 0 and set(found.measured[0].units.values()) - {0}
+
+
+@pytest.mark.parametrize('name, what, told', [
+    ('mochi', 'forward', '--what train or generate'), ('svd', 'attention', '--what train or generate'),
+    ('make_a_video', 'decode', 'has no codec')])
+def test_what_a_model_has_not_is_refused(name, what, told):
+  with pytest.raises(ValueError, match=told):
+    report.benchmark(run.build(run.read_config(cli.pathlib.Path('configs') / f'{name}.py')), what)
+
+
 def test_attention_is_timed_and_checked(small_products):
   found = report.benchmark(run.build(SMALL), 'attention', steps=1)
   names = [measured.name for measured in found.measured]
@@ -110,6 +135,7 @@ def test_a_peer_runs_beside(small_products):
 
 @pytest.mark.parametrize('options, told', [
     (['--what', 'trains'], "did you mean 'train'"), (['--peer', 'diffuser'], 'known: diffusers'),
+    (['--peer', 'maxdiffusion'], 'not on PyPI'),
     (['--peer', 'diffusers', '--what', 'decode'], '--what train or forward')])
 def test_the_command_names_what_is_wrong(capsys, options, told):
   config = str(cli.pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'quickstart.py')

@@ -60,9 +60,7 @@ def full_rows(config) -> inputs.FullRows | None:
 
 
 def forward(config, mesh, workdir=None) -> Candidate:
-  """One call of the transformer on a batch of rows."""
-  if not isinstance(config, TransformerRun):
-    raise ValueError(f'forward of a config of {config.stage!r}; give the config of a transformer')
+  """One call of a TransformerRun's network on a batch of rows."""
   B, stage = config.loop.batch_size, run.STEPS[config.stage](config)
   model = jax.jit(stage.make_model)(jax.random.key(config.seed))
   batch = pipeline.stack([full_rows(config)[i] for i in range(B)])
@@ -81,8 +79,9 @@ def call(name: str):
   """The candidate of a stage of `veojax compile` that is a plain function."""
   def make(config, mesh, workdir=None) -> Candidate:
     work = stages.STAGES[name](config, mesh)
-    arguments = inputs.concrete(work.arguments, full_rows(config))
-    program, seconds, memory = compiled(work.function, *arguments, **work.options)
+    with work.under():
+      arguments = inputs.concrete(work.arguments, full_rows(config))
+      program, seconds, memory = compiled(work.function, *arguments, **work.options)
 
     def one():
       jax.block_until_ready(program(*arguments))

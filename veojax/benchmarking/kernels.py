@@ -12,7 +12,6 @@ import numpy as np
 from veojax.benchmarking.timing import Candidate, compiled
 from veojax.models import attention, dense_attention, gpu_attention
 from veojax.models.gpu_attention import Blocks, Tuning
-from veojax.training.transformer import TransformerRun
 
 FORWARD, BACKWARD = 2, 5  # products
 # Other blocks than the GPU kernels' own, for a table of what they cost.
@@ -29,8 +28,6 @@ def whole(q, k, v, segment_BL, segment_BS):
 
 def candidates(config, segments: int = 4) -> list[Candidate]:
   """Forward, and forward with backward: rows of one segment, of `segments` equal ones, and the library's."""
-  if not isinstance(config, TransformerRun):
-    raise ValueError(f'attention of a config of {config.stage!r}; give the config of a transformer')
   dit, L = config.dit, config.pack.row_tokens
   shape = 1, L, dit.num_heads, dit.width // dit.num_heads
   operands = [jax.random.normal(key, shape, dit.dtype) for key in jax.random.split(jax.random.key(0), 3)]

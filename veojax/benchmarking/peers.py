@@ -3,6 +3,8 @@
 diffusers: its Wan transformer (self-attention, cross-attention to the text, MLP) under torch.compile, with as many
 blocks, heads and tokens as ours, and an MLP so wide that its products with parameters are as many FLOPs as ours. It
 trains as ours does: parameters in float32, blocks in the config's precision, AdamW.
+
+MaxDiffusion is none: it is not on PyPI, and its repository wants Python 3.12, TensorFlow, and PyTorch by direct links.
 """
 import importlib.util
 import time
@@ -21,6 +23,9 @@ LONGEST = 1024  # places along one axis that Wan's rotary positions know
 
 def check(name: str, what: str, config):
   """Raises ValueError where there is no such peer, it is not installed, or does not do this."""
+  if name == 'maxdiffusion':
+    raise ValueError('--peer maxdiffusion: MaxDiffusion is not on PyPI, and what its repository installs (TensorFlow, '
+                     'PyTorch by direct links, for Python 3.12) is no extra of ours; give --peer diffusers')
   if name not in PEERS:
     raise ValueError(f'no peer {name!r}; known: {", ".join(PEERS)}')
   if not isinstance(config, TransformerRun) or what not in ('train', 'forward'):

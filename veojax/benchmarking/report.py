@@ -14,6 +14,7 @@ from veojax.benchmarking import candidates, kernels, peers, products, profile, t
 from veojax.benchmarking.timing import Measured
 from veojax.compiling.chips import CHIPS
 from veojax.config import nearest
+from veojax.training.transformer import TransformerRun
 
 WHATS = (*candidates.STAGES, 'attention')
 
@@ -43,7 +44,7 @@ def benchmark(config, what: str = 'train', *, steps: int = 5, peer: str | None =
   workdir: of a run, whose data and latents then feed the training step. Raises ValueError for what there is not.
   """
   check(config, what, peer)
-  dtype = getattr(getattr(config, 'dit', None) or config.model, 'dtype', 'float32')
+  dtype = dtype_of(config)
   if what == 'attention':  # by itself, on one device
     return _timed(kernels.candidates(config), sharding.make_mesh(devices=jax.devices()[:1]), dtype, steps, profiled,
                   error=kernels.error(config))
@@ -54,10 +55,19 @@ def benchmark(config, what: str = 'train', *, steps: int = 5, peer: str | None =
     return _timed(timed, mesh, dtype, steps, profiled)
 
 
+def dtype_of(config) -> str:
+  """Of the computation: a published model's config has it itself, others their network's."""
+  return next(part for part in (config, getattr(config, 'dit', None), getattr(config, 'model', None))
+              if hasattr(part, 'dtype')).dtype
+
+
 def check(config, what: str, peer: str | None):
   """Raises ValueError where there is nothing of this name to time, or no such peer for it."""
   if what not in WHATS:
     raise ValueError(f'nothing {what!r} to time; {nearest(what, WHATS)}')
+  if what in ('forward', 'attention') and not isinstance(config, TransformerRun):
+    raise ValueError(f'{what} of a config of {config.stage!r}, which is timed as a whole; give --what train or generate, '
+                     'or the config of a transformer')
   if peer:
     peers.check(peer, what, config)
 

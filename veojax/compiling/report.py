@@ -22,8 +22,8 @@ from veojax.config import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Bytes, FLOPs and seconds are those of one chip and one call. Where the compiler refuses the program, what only a
-  compiled program tells is None or empty."""
+  """Bytes, FLOPs and seconds are those of one chip and one call; num_chips: that the program runs on. Where the compiler
+  refuses the program, what only a compiled program tells is None or empty."""
   topology: str
   chip: str
   num_chips: int
@@ -46,6 +46,7 @@ class Report:
   mfu_bound: float | None = None          # compute at the peak, links wholly hidden behind it or it behind them
   mfu_estimated: float | None = None      # by the estimated cycles, links hidden likewise
   suggestions: tuple[advice.Remedy, ...] = ()
+  more_chips: str = ''                    # what they would do, where they help
 
   @property
   def fits(self) -> bool:
@@ -65,9 +66,10 @@ class Report:
 
 
 def compile_stage(config, topology: str, stage: str = 'train', *, hbm: float | None = None) -> Report:
-  """Compiles one stage of a config for a topology such as 'v5p:4x4x4'; needs the chips' compiler and no chip. hbm: bytes of a chip that the program may use, where that is less than all.
+  """Compiles one stage of a config for a topology such as 'v5p:4x4x4'; needs the chips' compiler and no chip.
 
-  Raises ValueError for an unknown stage or topology, and for a mesh that does not cover it.
+  hbm: bytes of a chip that the program may use, where that is less than all. Raises ValueError for an unknown stage or
+  topology, and for a mesh that does not cover it.
   """
   if stage not in stages.STAGES:
     raise ValueError(f'no stage {stage!r}; {nearest(stage, stages.STAGES)}')
@@ -75,11 +77,12 @@ def compile_stage(config, topology: str, stage: str = 'train', *, hbm: float | N
   chip, mesh = chips.chip(devices[0]), sharding.make_mesh(config.mesh, devices)
   work = stages.STAGES[stage](config, mesh)
   start = time.perf_counter()
-  with sharding.use(config.mesh, devices):
+  with sharding.use(config.mesh, devices), work.under():
     traced = work.function.trace(*work.arguments, **work.options)
     lowered = traced.lower(lowering_platforms=(chips.platform(devices[0]),))
-  share = work.flops and {kind: value / len(devices) for kind, value in work.flops.items()}
-  known = Report(topology=topology, chip=chip.name, num_chips=len(devices), mesh=dict(mesh.shape), stage=stage,
+  mesh = mesh if work.mesh is None else work.mesh
+  share = work.flops and {kind: value / mesh.size for kind, value in work.flops.items()}
+  known = Report(topology=topology, chip=chip.name, num_chips=mesh.size, mesh=dict(mesh.shape), stage=stage,
                  parameters=work.parameters, units=work.units, hbm=min(chip.hbm, hbm or chip.hbm), peak=0.0,
                  model_flops=share, compile_seconds=0.0)
   try:
@@ -90,8 +93,9 @@ def compile_stage(config, topology: str, stage: str = 'train', *, hbm: float | N
   else:
     found = dataclasses.replace(known, **_read(compiled, chip, mesh, share))
   if not found.fits:
-    suggestions = advice.remedies(config, stage, work.arguments, found.mesh, found.peak - found.hbm)
-    found = dataclasses.replace(found, suggestions=suggestions)
+    suggestions = advice.remedies(config, stage, work.arguments, found.mesh, found.peak, found.hbm)
+    found = dataclasses.replace(found, suggestions=suggestions,
+                                more_chips=advice.more_chips(config, stage, found.mesh))
   return dataclasses.replace(found, compile_seconds=time.perf_counter() - start)
 
 

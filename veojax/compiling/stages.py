@@ -1,17 +1,19 @@
 """What is compiled: the functions that training and generation run, with abstract arguments laid out over a mesh."""
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 from veojax import config as door
 from veojax import sharding
 from veojax.compiling import model_flops
 from veojax.generation import sampling
-from veojax.models import audio_codec, codec_file, dit, video_codec, weights
+from veojax.models import audio_codec, codec_file, dit, split_codec, video_codec, weights
 from veojax.models.audio_vae import AudioVAE
 from veojax.models.dit import DiT
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
@@ -23,7 +25,7 @@ from veojax.training.video_vae import VideoVAERun
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """function(*arguments, **options) under a mesh.
+  """function(*arguments, **options) under the config's mesh, or one of the work's own.
 
   flops: the model's own, of all devices together; None where nothing is counted. units: how many of what a call
   handles.
@@ -34,6 +36,11 @@ class Work:
   units: dict[str, int]
   flops: dict[str, float] | None = None
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  mesh: Mesh | None = None
+
+  def under(self):
+    """A context with its own mesh in force, or with the one that is."""
+    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def train(config, mesh) -> Work:
@@ -98,32 +105,65 @@ def _sampling(config, mesh) -> Work:
 
 
 def encode(config, mesh) -> Work:
-  """One tile of a later chunk of a clip, from pixels to latents, on one device; of an audio codec's config a chunk of
-  sound."""
+  """A later chunk of a clip, from pixels to latents: of a transformer's config the clip that it makes, over the devices
+  of one host as its codec shares it out; of a codec's or a published model's config one tile on one device; of an audio
+  codec's a chunk of sound there."""
   if isinstance(config, AudioVAERun):
     vae, chunk = _audio_vae(config)
-    return _codec(audio_codec.encode_chunk, vae, *[_array(1, chunk * vae.cfg.hop, vae.cfg.channels)] * 2, mesh,
-                  'samples')
-  vae, sides, chunk = _video_vae(config)
-  video = jax.ShapeDtypeStruct((1, chunk * vae.cfg.temporal_compression, *sides, 3), jnp.uint8)
-  first = jax.ShapeDtypeStruct((1, 1 + (chunk - 1) * vae.cfg.temporal_compression, *sides, 3), jnp.uint8)
-  return _codec(video_codec.encode_tile, vae, first, video, mesh, 'frames')
+    return _codec(audio_codec.encode_chunk, vae, *[_array(1, chunk * vae.cfg.hop, vae.cfg.channels)] * 2,
+                  _alone(mesh), 'samples')
+  codec = _video_codec(config)
+  tc, own = codec.vae.cfg.temporal_compression, _shared(config, codec, mesh)
+  video = lambda t: jax.ShapeDtypeStruct((own.shape['tile'], t, *codec.sides, 3), jnp.uint8)
+  t = tc * codec.chunk * own.shape['time']
+  if own.size > 1:
+    return _codec(split_codec.encode_parts, codec.vae, video(t), video(t), own, 'frames')
+  return _codec(video_codec.encode_tile, codec.vae, video(t - (tc - 1)), video(t), _alone(mesh), 'frames')
 
 
 def decode(config, mesh) -> Work:
   """The same from latents."""
   if isinstance(config, AudioVAERun):
     vae, chunk = _audio_vae(config)
-    return _codec(audio_codec.decode_chunk, vae, *[_array(1, chunk, vae.cfg.latent_channels)] * 2, mesh, 'latents')
-  vae, sides, chunk = _video_vae(config)
-  cells = [side // vae.cfg.spatial_compression for side in sides]
-  latent = _array(1, chunk, *cells, vae.cfg.latent_channels)
-  return _codec(video_codec.decode_tile, vae, latent, latent, mesh, 'latent frames')
+    return _codec(audio_codec.decode_chunk, vae, *[_array(1, chunk, vae.cfg.latent_channels)] * 2, _alone(mesh),
+                  'latents')
+  codec = _video_codec(config)
+  cfg, own = codec.vae.cfg, _shared(config, codec, mesh)
+  cells = [side // cfg.spatial_compression for side in codec.sides]
+  latent = _array(own.shape['tile'], codec.chunk * own.shape['time'], *cells, cfg.latent_channels)
+  function, own = (split_codec.decode_parts, own) if own.size > 1 else (video_codec.decode_tile, _alone(mesh))
+  return _codec(function, codec.vae, latent, latent, own, 'latent frames')
 
 
 def _codec(function, vae, first, chunk, mesh, unit) -> Work:
-  _, state = jax.eval_shape(function, vae, first, None)
-  return Work(function, placed(mesh, (vae, chunk, state)), count(vae), {unit: chunk.shape[1]})
+  laid = functools.partial(_laid_out, mesh)
+  with jax.set_mesh(mesh):
+    _, state = jax.eval_shape(function, placed(mesh, vae), laid(first), None)
+  tiles = {'tiles': len(chunk)} if len(chunk) > 1 else {}
+  return Work(function, (placed(mesh, vae), laid(chunk), placed(mesh, state)), count(vae),
+              {**tiles, unit: chunk.shape[1]}, mesh=mesh)
+
+
+def _laid_out(mesh, x):
+  return abstract(mesh, x.shape, x.dtype, sharding.CLIP if mesh.axis_names == sharding.CLIP_AXES else P())
+
+
+def _alone(mesh) -> Mesh:
+  """The first of the mesh's devices by itself."""
+  return Mesh(mesh.devices.reshape(-1)[:1].reshape((1,) * len(mesh.axis_names)), mesh.axis_names,
+              axis_types=mesh.axis_types)
+
+
+def _shared(config, codec: 'Codec', mesh) -> Mesh:
+  """The mesh over which a codec shares out the clip that a transformer's config makes, of one host's devices."""
+  devices = list(mesh.devices.flat)
+  devices = [device for device in devices if device.process_index == devices[0].process_index]
+  if not isinstance(config, TransformerRun):
+    return sharding.clip_mesh(1, 1, 1, devices)
+  clip, tc, sc = config.clip, codec.vae.cfg.temporal_compression, codec.vae.cfg.spatial_compression
+  sides = tuple(side // sc for side in codec.sides)
+  tiles = video_codec.Tiles(-(-clip.height // sc), -(-clip.width // sc), sides, codec.overlap // sc, scale=1)
+  return video_codec.shared_mesh(tiles, 1 - (1 - clip.num_frames) // tc, codec.chunk, devices)
 
 
 def _array(*shape) -> jax.ShapeDtypeStruct:
@@ -136,24 +176,31 @@ def _audio_vae(config):
   return vae, next(f.default for f in dataclasses.fields(audio_codec.AudioCodec) if f.name == 'chunk')
 
 
-def _video_vae(config):
-  """(abstract VAE, height and width of a tile in pixels, latent frames of a chunk) of a codec's config, of the codec
-  that a transformer's config names, or of a published pipeline's."""
+class Codec(NamedTuple):
+  """An abstract VAE, height and width of a tile in pixels, latent frames of a chunk, pixels by which tiles overlap."""
+  vae: Any
+  sides: tuple[int, int]
+  chunk: int
+  overlap: int = 0
+
+
+def _video_codec(config) -> Codec:
+  """Of a codec's config, of the codec that a transformer's config names, or of a published pipeline's."""
   defaults = {f.name: f.default for f in dataclasses.fields(video_codec.VideoCodec)}
   if isinstance(config, TransformerRun) and config.video_codec.endswith('.py'):
     config = run.build(run.read_config(config.video_codec))
   if isinstance(config, VideoVAERun):
-    sizes, tile, chunk = config.model, config.tile, defaults['chunk']
+    sizes, settings = config.model, {'tile': config.tile, 'chunk': defaults['chunk'], 'overlap': config.overlap}
   elif isinstance(config, TransformerRun):
     _, stored = weights.load(codec_file.locate(config.video_codec, 'video'))
-    sizes = door.build(VideoVAEConfig, stored['config'], 'codec')
-    tile, chunk = stored['settings']['tile'], stored['settings']['chunk']
+    sizes, settings = door.build(VideoVAEConfig, stored['config'], 'codec'), stored['settings']
   elif hasattr(stage := run.STEPS[config.stage](config), 'codec'):
-    return stage.codec()
+    return Codec(*stage.codec())
   else:
-    raise ValueError(f'stages encode and decode of a config of {config.stage!r}; give that of a codec, or of a '
-                     'transformer that names one')
-  return weights.abstract(lambda rngs: VideoVAE(sizes, rngs=rngs)), (tile, tile), chunk
+    raise ValueError(f'stages encode and decode of a config of {config.stage!r}, which has no codec: it makes pixels; '
+                     'give the config of a codec, or of a model that has one')
+  return Codec(weights.abstract(lambda rngs: VideoVAE(sizes, rngs=rngs)), (settings['tile'],) * 2, settings['chunk'],
+               settings['overlap'])
 
 
 STAGES = {'train': train, 'generate': generate, 'encode': encode, 'decode': decode}

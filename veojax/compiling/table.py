@@ -21,7 +21,8 @@ def lines(report: Report) -> list[tuple[str, str]]:
   found += [(name, f'{number:,}') for name, number in report.units.items()]
   found += [('compile time', f'{report.compile_seconds:.0f} s'), ('HBM of a chip', _memory(report))]
   if not report.fits:
-    remedies = [str(remedy) for remedy in report.suggestions] + ['more chips, with mesh.fsdp or mesh.context raised']
+    remedies = [*map(str, report.suggestions), *filter(None, [report.more_chips])]
+    remedies = remedies or ['no change that is known: more chips would do the same again']
     found += [('it would fit with' if i == 0 else '  or', text) for i, text in enumerate(remedies)]
   if report.arguments is None:
     return found

@@ -24,7 +24,7 @@ def encode(vae: VideoVAE, mesh):
     if state is None:
       video = np.concatenate([video[:, :1]] * (vae.cfg.temporal_compression - 1) + [video], 1)
     with jax.set_mesh(mesh):
-      return _encode(vae, jax.device_put(video, sharding.named(mesh, sharding.CLIP)), state)
+      return encode_parts(vae, jax.device_put(video, sharding.named(mesh, sharding.CLIP)), state)
   return step
 
 
@@ -34,7 +34,7 @@ def decode(vae: VideoVAE, mesh):
 
   def step(latent, state):
     with jax.set_mesh(mesh):
-      pixels, new = _decode(vae, jax.device_put(latent, sharding.named(mesh, sharding.CLIP)), state)
+      pixels, new = decode_parts(vae, jax.device_put(latent, sharding.named(mesh, sharding.CLIP)), state)
     return (np.asarray(pixels)[:, vae.cfg.temporal_compression - 1:] if state is None else pixels), new
   return step
 
@@ -56,7 +56,8 @@ def _by_tile(function, vae, x_BTHWC, state):
 
 
 @jax.jit
-def _encode(vae, video_BTHWC, state):
+def encode_parts(vae, video_BTHWC, state):
+  """(posterior means, state) of uint8 pixels that lie as `sharding.CLIP`, whole latents of them, under such a mesh."""
   def part(vae, video_BTHWC, state):
     (mean, _), state = vae.encode_frames((video_BTHWC.astype(jnp.float32) / 127.5 - 1).astype(vae.cfg.dtype), state)
     return mean, state
@@ -64,7 +65,8 @@ def _encode(vae, video_BTHWC, state):
 
 
 @jax.jit
-def _decode(vae, latent_BTHWC, state):
+def decode_parts(vae, latent_BTHWC, state):
+  """(pixels, state) of latents, likewise."""
   return _over_parts(VideoVAE.decode_frames, vae, latent_BTHWC, state)
 
 

@@ -109,14 +109,19 @@ class VideoCodec(PictureCodec):
 
   def _step(self, tiles: 'Tiles', num_latents: int, alone: Callable, shared: Callable) -> tuple[Callable, int]:
     """(step of `Tiles.run`, latent frames that it takes): `alone` on one device, `shared` over the mesh in force."""
-    # The past that a device gets from the one before is two frames of latents.
     chunk = 1 if num_latents == 1 else self.chunk
-    num_chunks = -(-num_latents // chunk) if chunk > 1 else 1
-    mesh = sharding.clip_mesh(len(tiles.weights), num_chunks, tiles.sides[0])
+    mesh = shared_mesh(tiles, num_latents, chunk)
     if mesh.size == 1:
       return functools.partial(alone, self.vae), chunk
     tiles.at_once = mesh.shape['tile']
     return shared(self.vae, mesh), chunk * mesh.shape['time']
+
+
+def shared_mesh(tiles: 'Tiles', num_latents: int, chunk: int, devices=None) -> jax.sharding.Mesh:
+  """`sharding.clip_mesh` for a clip of so many latent frames in these tiles."""
+  # The past that a device gets from the one before is two frames of latents.
+  num_chunks = -(-num_latents // chunk) if chunk > 1 else 1
+  return sharding.clip_mesh(len(tiles.weights), num_chunks, tiles.sides[0], devices)
 
 
 def _pixels(tiles: 'Tiles', latent_THWC, chunk: int, step: Callable, height: int, width: int) -> np.ndarray:

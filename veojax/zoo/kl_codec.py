@@ -48,7 +48,7 @@ class KLCodec(PictureCodec):
 
   @property
   def spatial_compression(self) -> int:
-    return 2 ** (len(self.vae.cfg.block_out_channels) - 1)
+    return self.vae.cfg.spatial_compression
 
   def _encode(self, video_THWC, shape):
     t, h, w, _ = shape

@@ -55,6 +55,14 @@ class KLVAEConfig:
       raise ValueError(f'block_out_channels={self.block_out_channels} for {len(self.down_block_types)} stages down and '
                        f'{len(self.up_block_types)} up; give one width for each')
 
+  @property
+  def temporal_compression(self) -> int:
+    return 1
+
+  @property
+  def spatial_compression(self) -> int:
+    return 2 ** (len(self.block_out_channels) - 1)
+
 
 def check_widths(widths: Sequence[int], groups: int):
   if not widths or any(width % groups for width in widths):
@@ -143,7 +151,19 @@ class Decoder(nnx.Module):
     return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
-class KLVAE(nnx.Module):
+class Stateless:
+  """An autoencoder's `encode` and `decode` as codecs that carry their past from chunk to chunk have them."""
+
+  def encode_chunk(self, video_BTHWC: Float[Array, 'b t h w 3'], state: None = None):
+    """((mean, logvar), None)."""
+    return self.encode(video_BTHWC), None
+
+  def decode_chunk(self, latent_BTHWC: Float[Array, 'b t h w c'], state: None = None):
+    """(pixels, None)."""
+    return self.decode(latent_BTHWC), None
+
+
+class KLVAE(Stateless, nnx.Module):
   DECODER = 'post_quant', 'decoder'
 
   def __init__(self, cfg: KLVAEConfig, *, rngs: nnx.Rngs):

@@ -19,7 +19,7 @@ from veojax.models import layers, video_codec
 from veojax.models.conv import Video
 from veojax.models.picture_codec import PictureCodec
 from veojax.zoo import kl_vae, svd_unet, unet_layers
-from veojax.zoo.kl_vae import Encoder, PictureAttention
+from veojax.zoo.kl_vae import Encoder, PictureAttention, Stateless
 from veojax.zoo.svd_unet import TimeConv, TimeResidualBlock, mixed
 from veojax.zoo.unet_layers import GROUPS, Conv, GroupNorm, Linear, ResidualBlock, Upsample
 from veojax.zoo.weight_table import Rule
@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
     return self.time_out(self.conv_out(jax.nn.silu(self.norm_out(x))))
 
 
-class SVDVAE(nnx.Module):
+class SVDVAE(Stateless, nnx.Module):
   DECODER = 'decoder',
 
   def __init__(self, cfg: SVDVAEConfig, *, rngs: nnx.Rngs):
@@ -129,14 +129,6 @@ class SVDVAE(nnx.Module):
   def decode(self, latent_BTHWC: Float[Array, 'b t h w c']) -> Float[Array, 'b t h2 w2 3']:
     """Pixels float32 of latents, which are not scaled."""
     return self.decoder(latent_BTHWC.astype(self.cfg.dtype)).astype(jnp.float32)
-
-  def decode_chunk(self, latent_BTHWC: Float[Array, 'b t h w c'], state: None = None):
-    """(pixels, None): as codecs that carry their past have it."""
-    return self.decode(latent_BTHWC), None
-
-  def encode_chunk(self, video_BTHWC: Float[Array, 'b t h w 3'], state: None = None):
-    """((mean, logvar), None), likewise."""
-    return self.encode(video_BTHWC), None
 
 
 @dataclasses.dataclass(frozen=True)
