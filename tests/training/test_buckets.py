@@ -14,7 +14,8 @@ from veojax import cli, files
 from veojax.data.latents import LatentCache
 from veojax.generation import export
 from veojax.models import weights
-from veojax.training import checkpoint, journal, loop, orbax_s3, run, stopping
+from veojax.models import orbax_s3
+from veojax.training import checkpoint, journal, loop, run, stopping
 
 
 def load(name):

@@ -125,6 +125,37 @@ def test_micro_batches_make_one_update(folder):
   assert leaves(folder / 'accumulated')[1] == 16
 
 
+def test_a_checkpoint_is_a_model(folder, whole, tmp_path, monkeypatch):
+  """The first average at its step, of a run that has not exported any weights too."""
+  unfinished = tmp_path / 'unfinished'
+  shutil.copytree(whole, unfinished)
+  (unfinished / 'weights.safetensors').unlink()
+  last, before = (models.load(unfinished / 'checkpoints' / step) for step in ('4', '2'))
+  jax.tree.map(np.testing.assert_array_equal, last.dit, models.load(whole).dit)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), last.dit, before.dit)
+  assert max(jax.tree.leaves(moved)) > 0
+  out = tmp_path / 'clip.wav'
+  assert cli.main(['generate', '--model', str(unfinished / 'checkpoints' / '2'), '--prompt', 'a ball', '--task', 'sound',
+                   '--output', str(out)]) == 0
+  assert media.probe(out).tags['artist'] == 'unfinished@2'
+  with pytest.raises(ValueError, match='not finished.* checkpoints: .*/checkpoints/2, .*/checkpoints/4$'):
+    models.load(unfinished)
+  with pytest.raises(ValueError, match='no checkpoint .*/checkpoints/3; there are: .*/checkpoints/2, '):
+    models.load(unfinished / 'checkpoints' / '3')
+  for path in (unfinished / 'checkpoints' / '4' / 'ema').rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+  with pytest.raises(ValueError, match='/checkpoints/4 is damaged .its ema .* another one: .*/checkpoints/2'):
+    models.load(unfinished / 'checkpoints' / '4')
+  with pytest.raises(ValueError, match='video/checkpoints/2 is a checkpoint of .*/video, which has no model.json'):
+    models.load(folder / 'video' / 'checkpoints' / '2')
+  # From its beginning on a run holds what its checkpoints need.
+  begun = []
+  monkeypatch.setattr(loop, 'fit', lambda stage, workdir: begun.extend(workdir.iterdir()) or {})
+  run.train(tree(folder), tmp_path / 'begun')
+  assert {'model.json', 'text.model', 'video_vae.safetensors', 'audio_vae.safetensors'} <= {p.name for p in begun}
+
+
 def test_what_is_drawn_during_training_names_the_run(folder):
   run.train(tree(folder, loop={**LOOP, 'num_steps': 1, 'sample_every': 1}), folder / 'drawn')
   for ending in ('mp4', 'png'):

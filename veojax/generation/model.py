@@ -23,7 +23,7 @@ from veojax.generation.cascade import Cascade
 from veojax.generation.export import Sample
 from veojax.generation.published_model import PublishedModel
 from veojax.generation.sampling import SamplingConfig
-from veojax.models import codec_file, weights
+from veojax.models import codec_file, run_checkpoint, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.dit import DiT, DiTConfig
 from veojax.models.patched_codec import patched
@@ -182,18 +182,29 @@ class Model:
 
 
 def load(name) -> Model | PublishedModel | Cascade:
-  """A model by its folder, or by its name where it comes with the package ('world'). Raises ValueError where there is
-  none, or the files do not belong together."""
+  """A model by its folder, or by its name where it comes with the package ('world'); RUN/checkpoints/STEP, of a run that
+  may go on: the first average of the weights at that step. Raises ValueError where there is none, or the files do not
+  belong together."""
   folder = weights.locate(name)
   if published_model.is_converted(folder):
     return published_model.load(folder)
   if cascade.is_cascade(folder):
     return cascade.load(folder)
-  if not (folder / 'model.json').exists():
+  run = run_checkpoint.run_of(folder)
+  if not ((run or folder) / 'model.json').exists():
     raise ValueError(f'{name} holds no model (no model.json in it); '
-                     'give the folder of a run that `veojax train` or `veojax convert` has made')
-  config = read_config(folder)
-  flat, _ = weights.load(folder / WEIGHTS)
+                     'give the folder of a run that `veojax train` or `veojax convert` has made' if run is None else
+                     f'{name} is a checkpoint of {run}, which has no model.json: of other runs than the transformer\'s '
+                     'checkpoints hold no whole model, so give the run; the transformer\'s has one as soon as its '
+                     'training is started again')
+  config = read_config(run or folder)
+  if run is not None:
+    name, flat, folder = f'{run}@{folder.name}', run_checkpoint.average(folder), run
+  elif run_checkpoint.steps(folder) and not weights.found(folder / WEIGHTS):
+    raise ValueError(f'{name} is not finished, and has no {WEIGHTS} yet; give one of its checkpoints: '
+                     f'{run_checkpoint.told(folder)}')
+  else:
+    flat, _ = weights.load(folder / WEIGHTS)
   dit = weights.replace(weights.abstract(lambda rngs: DiT(config.dit, rngs=rngs)), flat)
   with sharding.default_mesh():
     dit = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), dit)  # float16 in the package

@@ -95,17 +95,24 @@ def _part(path, number: int, of: int):
   return path.parent / f'{path.stem}-{number:05}-of-{of:05}{path.suffix}'
 
 
-def load(path) -> tuple[dict, dict]:
-  """({name: numpy array}, metadata). Raises ValueError for a file that is missing, truncated or not ours."""
+def found(path) -> list:
+  """The files of these weights that are there: `path`, or parts of it, or none."""
   path = files.path(path)
   if path.exists():
+    return [path]
+  return sorted(path.parent.glob(f'{path.stem}-*-of-*{path.suffix}')) if path.parent.exists() else []
+
+
+def load(path) -> tuple[dict, dict]:
+  """({name: numpy array}, metadata). Raises ValueError for a file that is missing, truncated or not ours."""
+  path, there = files.path(path), found(path)
+  if there == [path]:
     return _load(path)
-  found = sorted(path.parent.glob(f'{path.stem}-*-of-*{path.suffix}')) if path.parent.exists() else []
-  if not found:
+  if not there:
     raise ValueError(f'{path} does not exist; train that model first, or name the folder of a finished run')
-  parts = [_part(path, i + 1, len(found)) for i in range(len(found))]
-  if found != parts:
-    raise ValueError(f'{path} is in parts, of which there are {", ".join(p.name for p in found)}; copy all of them again')
+  parts = [_part(path, i + 1, len(there)) for i in range(len(there))]
+  if there != parts:
+    raise ValueError(f'{path} is in parts, of which there are {", ".join(p.name for p in there)}; copy all of them again')
   loaded = [_load(part) for part in parts]
   return {name: array for arrays, _ in loaded for name, array in arrays.items()}, loaded[0][1]
 

@@ -17,18 +17,14 @@ import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
 from veojax import files, processes
-from veojax.models import weights
-from veojax.training import orbax_s3
+from veojax.models import orbax_s3, run_checkpoint, weights
+from veojax.models.run_checkpoint import Damaged, readable
 from veojax.training.step import State
 
-PARTS = ('model', 'ema', 'opt')
+PARTS = ('model', run_checkpoint.AVERAGES, 'opt')
 COUNTS = {'step': int, 'skipped': int, 'skipped_in_a_row': int, 'norm_level': float}
 NEWER = {'skipped_in_a_row': 0, 'norm_level': 0.0}  # what older checkpoints do not have
 log = logging.getLogger(__name__)
-
-
-class Damaged(Exception):
-  """A checkpoint is there and cannot be read."""
 
 
 class Checkpoints:
@@ -166,17 +162,6 @@ class Checkpoints:
   def close(self):
     self.wait()
     self._checkpointer.close()
-
-
-@contextlib.contextmanager
-def readable():
-  """Whatever goes wrong in reading is damage, but for what a person may not read."""
-  try:
-    yield
-  except PermissionError:
-    raise
-  except Exception as error:  # Orbax and tensorstore raise many kinds for files that are not what they should be
-    raise Damaged(str(error).strip().split('\n', 1)[0] or type(error).__name__) from error
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from veojax import files, processes, sharding
 from veojax.data import pipeline
+from veojax.models import run_checkpoint
 from veojax.training import checkpoint, skipped, step as train_step
 from veojax.training.journal import Journal
 from veojax.training.stopping import Notice, Stopped
@@ -83,7 +84,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
   config, workdir = stage.config.loop, files.path(workdir)
   with sharding.use(stage.config.mesh) as mesh, contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(
-        checkpoint.Checkpoints(workdir / 'checkpoints', config.keep, config.keep_every, config.save_patience)))
+        checkpoint.Checkpoints(workdir / run_checkpoint.FOLDER, config.keep, config.keep_every, config.save_patience)))
     state, row = initial(stage, checkpoints, mesh)
     # Before the journal: Grain's import, which bends Python's own for a while, would break the bar's thread.
     batches = stack.enter_context(pipeline.make_iterator(

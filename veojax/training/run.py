@@ -75,6 +75,7 @@ def train(config, workdir) -> dict[str, float]:
     both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
       stage = TransformerStage(config, workdir, *both)
+    stage.describe(workdir)
   elif type(config) in IN_FOLDER:
     stage = IN_FOLDER[type(config)](config, workdir)
   else:

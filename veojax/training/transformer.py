@@ -141,10 +141,13 @@ class TransformerStage(TransformerStep):
     return heldout.losses(ema, self, self._loss)
 
   def model(self, ema, name='') -> models.Model:
+    return models.Model(self.described, ema, self.video_codec, self.audio_codec, self.tokenizer, name)
+
+  @property
+  def described(self) -> ModelConfig:
     config = self.config
-    return models.Model(ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text,
-                                    config.video_patch),
-                        ema, self.video_codec, self.audio_codec, self.tokenizer, name)
+    return ModelConfig(config.dit, config.objective, config.sampling, config.clip, config.pack.max_text,
+                       config.video_patch)
 
   def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts."""
@@ -153,13 +156,17 @@ class TransformerStage(TransformerStep):
 
   def export(self, ema, workdir):
     """The folder as `veojax.load` reads it."""
+    self.describe(workdir)
+    weights.save(workdir / models.WEIGHTS, ema, {'kind': 'transformer'})
+
+  def describe(self, workdir):
+    """All of a model's folder but its weights; with it the checkpoints of a run that goes on can be read."""
     if processes.is_first():
-      models.write_config(workdir, self.model(ema).config)
+      models.write_config(workdir, self.described)
       self.tokenizer.save(workdir / models.TOKENIZER)
     for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
       if codec is not None:
         codec.save(codec_file.of(workdir, name))
-    weights.save(workdir / models.WEIGHTS, ema, {'kind': 'transformer'})
 
   def clips(self, row: int) -> list[str]:
     """The clips in a row by their names, each with its data set."""
