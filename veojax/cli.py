@@ -341,7 +341,9 @@ def compile_ahead(argv) -> int:
   parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
   parser.add_argument('--topology', required=True, help='kind of TPU and its torus, such as v5p:4x4x4, or "v5e:16x16*2" '
                       'of two slices; or h100:SLICESxHOSTSxGPUS')
-  parser.add_argument('--stage', default='train', choices=('train', 'generate', 'encode', 'decode'))
+  parser.add_argument('--stage', default='train', choices=('train', 'generate', 'encode', 'decode'),
+                      help='encode and decode: of a transformer\'s config its clip over the chips of one host; of a '
+                      'codec\'s or a published model\'s what one chip takes at once')
   parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
   known, rest = parser.parse_known_args(argv)
   import dataclasses
@@ -364,9 +366,11 @@ def benchmark(argv) -> int:
   """
   parser = _parser('benchmark')
   parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
-  parser.add_argument('--what', default='train', help='train, forward, generate, encode, decode or attention')
+  parser.add_argument('--what', default='train', help='train, forward, generate, encode, decode or attention; '
+                      'forward and attention of a transformer\'s config')
   parser.add_argument('--steps', type=int, default=5, help='that are timed')
-  parser.add_argument('--peer', help='diffusers: the same block shapes through it, in the same run')
+  parser.add_argument('--peer', help='diffusers: the same block shapes through it, in the same run (MaxDiffusion is '
+                      'not on PyPI)')
   parser.add_argument('--workdir', help='of a run of this config, whose data then feeds the training step')
   parser.add_argument('--profile', type=int, default=0, help='how many of the dearest instructions to name')
   parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
