@@ -11,7 +11,7 @@ import pytest
 from veojax.data.latents import LatentCache
 from veojax.data.packing import PackConfig
 from veojax.data.pipeline import RowSource, make_iterator
-from veojax.training import latents
+from veojax.training import latents, watch
 from veojax.training.latents import CacheConfig
 from veojax.types import Clip
 
@@ -273,3 +273,17 @@ def test_progress_is_shown(tmp_path, capsys):
 def test_config_refuses_shards_that_are_not_whole_chunks():
   with pytest.raises(ValueError, match='multiple'):
     CacheConfig(shard_tokens=100, chunk_tokens=8)
+
+
+def test_a_process_that_encodes_says_how_far_it_is(tmp_path):
+  """So one that hangs in it is told from one that has done its part and waits."""
+  class Seen(Video):
+    counts = []
+
+    def encode(self, video):
+      self.counts.append(watch.Watch.in_force.own)
+      return super().encode(video)
+  with watch.Watch(0.0) as found:
+    latents.cached(tmp_path, Data(), Seen(), Audio())
+    assert None not in Seen.counts and 0 < max(Seen.counts) < len(Data())
+    assert found.own is None and found.marks == 1

@@ -25,6 +25,7 @@ from veojax import files, processes
 from veojax.data import latents as cache, tasks
 from veojax.data.latent_clip import LatentClip, Still
 from veojax.data.pipeline import Lengths, check_sample_rate, mix
+from veojax.training import watch
 from veojax.types import Clip
 
 CLIPS_A_DEVICE = 16  # fewer do not repay what a device costs, which compiles the codecs' programs for itself
@@ -149,8 +150,10 @@ def cached(path: str | os.PathLike, dataset, video_codec: VideoCodec | None, aud
            num_stills: int = 0) -> cache.LatentCache:
   """The cache at `path`, of all clips: what is missing is encoded by all processes of the run. Errors: as `write`."""
   write_ = functools.partial(write, path, dataset, video_codec, audio_codec, num_stills=num_stills)
-  write_(process_index=jax.process_index(), process_count=jax.process_count(), progress=processes.is_first())
+  with watch.alone():
+    write_(process_index=jax.process_index(), process_count=jax.process_count(), progress=processes.is_first())
   processes.wait()
+  watch.mark()
   processes.on_first(lambda: write_(progress=False))  # the index, where no process has seen all parts finished
   hashes = [codec.hash() if codec is not None else '' for codec in (video_codec, audio_codec)]
   return cache.LatentCache.open(path, *hashes)
@@ -269,6 +272,7 @@ def _write_parts(path, source, layout, arrays, parts, num_threads, progress):
       encoded = []
       for _ in range(layout.parts[part], layout.parts[part + 1]):
         encoded.append(next(latents))
+        watch.mark()
         advance()
       _finish(path, pending)
       tokens = {name: _tokens(encoded, name) for name in arrays}

@@ -19,10 +19,9 @@ from jax.sharding import PartitionSpec as P
 from veojax import files, processes, sharding
 from veojax.data import pipeline
 from veojax.models import run_checkpoint
-from veojax.training import checkpoint, skipped, step as train_step
+from veojax.training import checkpoint, skipped, step as train_step, watch
 from veojax.training.journal import Journal
 from veojax.training.stopping import Notice, Stopped
-from veojax.training.watch import Watch
 
 
 AHEAD = 2
@@ -44,7 +43,8 @@ class LoopConfig:
   save_patience: int = 1200   # seconds after which a checkpoint that is not written has failed
   explosion: float = 10.0     # a gradient of a norm over this many times its running level is not applied; 0: all are
   max_skipped: int = 50       # updates in a row that are not applied before the run ends; 0: any number
-  hang_seconds: float = 600.0  # a process that long behind the others hangs, and ends the run; 0: none does
+  hang_seconds: float = 600.0  # a process that long behind the others, or in encoding a clip, hangs and ends the run
+                               # (`watch`); 0: none does
   num_threads: int = 4        # that read data
   num_workers: int = 0        # processes, for decoding compressed media
 
@@ -89,7 +89,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
     # Before the journal: Grain's import, which bends Python's own for a while, would break the bar's thread.
     batches = stack.enter_context(pipeline.make_iterator(
         stage.source, row, config.batch_size, positions(config.batch_size), config.num_threads, config.num_workers))
-    watch = stack.enter_context(Watch(config.hang_seconds))
+    stack.enter_context(watch.over(config.hang_seconds))
     journal = stack.enter_context(Journal(workdir, stage.name, config.num_steps, int(state.step)))
     notice = stack.enter_context(Notice())
     step_fn = train_step.make(stage.loss, stage.make_optimizer(), config.ema_decays, config.explosion, stage.changes)
@@ -191,11 +191,14 @@ def interludes(stage, state, row, step, checkpoints, journal, workdir):
   config = stage.config.loop
   due = lambda every: every and step % every == 0
   if due(config.evaluate_every):
-    journal.evaluated(step, evaluate(stage, state))
+    with watch.marked():
+      journal.evaluated(step, evaluate(stage, state))
   if due(config.sample_every):
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
+    with watch.marked():
+      journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
   if due(config.save_every):
-    journal.attempt('saving a checkpoint', lambda: checkpoints.save(state, row))
+    with watch.marked():
+      journal.attempt('saving a checkpoint', lambda: checkpoints.save(state, row))
 
 
 def evaluate(stage, state) -> dict[str, float]:
@@ -203,6 +206,7 @@ def evaluate(stage, state) -> dict[str, float]:
   scores = {}
   for i, (decay, ema) in enumerate(zip(stage.config.loop.ema_decays, state.ema)):
     scores |= {f'ema_{decay:g}/{name}' if i else name: value for name, value in stage.evaluate(ema).items()}
+    watch.mark()
   return scores
 
 
@@ -223,12 +227,14 @@ def is_done(config: LoopConfig, workdir) -> bool:
 
 def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, float]:
   step = int(state.step)
-  checkpoints.save(state, row)
-  export(stage, state, workdir)
+  with watch.marked():
+    checkpoints.save(state, row)
+    export(stage, state, workdir)
   scores = evaluate(stage, state)
   journal.evaluated(step, scores)
   if stage.config.loop.sample_every:
-    journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
+    with watch.marked():
+      journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
   checkpoints.wait()
   processes.on_first(lambda: (workdir / 'done').write_text(f'{step}\n'))
   return {**last, **scores}

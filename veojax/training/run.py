@@ -10,7 +10,7 @@ from veojax import config as door
 from veojax import files, processes, sharding
 from veojax.data import mixing
 from veojax.generation import codecs
-from veojax.training import journal, loop
+from veojax.training import journal, loop, watch
 from veojax.training.animatediff import AnimateDiffRun, AnimateDiffStage, AnimateDiffStep
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage, AudioVAEStep
 from veojax.training.make_a_video import MakeAVideoRun, MakeAVideoStage, MakeAVideoStep
@@ -71,6 +71,12 @@ def train(config, workdir) -> dict[str, float]:
       console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on',
                               highlight=False)
     return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
+  with watch.over(config.loop.hang_seconds):
+    return loop.fit(stage_of(config, workdir), workdir)
+
+
+def stage_of(config, workdir) -> loop.Stage:
+  """The stage of a run, with the codecs trained and the latents encoded that it needs."""
   if isinstance(config, TransformerRun):
     both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
@@ -80,7 +86,7 @@ def train(config, workdir) -> dict[str, float]:
     stage = IN_FOLDER[type(config)](config, workdir)
   else:
     stage = (VideoVAEStage if isinstance(config, VideoVAERun) else AudioVAEStage)(config)
-  return loop.fit(stage, workdir)
+  return stage
 
 
 def remember(config, workdir):
