@@ -201,7 +201,7 @@ def _mesh(given: dict, devices=None):
 
 
 def _generate_options(parser):
-  parser.add_argument('--model', required=True, help='folder of a run, or of a converted model')
+  parser.add_argument('--model', required=True, help='folder of a run, of a checkpoint of it, or of a converted model')
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--prompt_file', '--prompt-file', help='a text file, one prompt a line; # begins a comment')
   parser.add_argument('--output', required=True,
@@ -228,7 +228,7 @@ def evaluate(argv) -> int:
   --mesh.tensor, as of generate, over the devices of each process; several processes share out the clips.
   """
   parser = _parser('evaluate')
-  parser.add_argument('--model', required=True, help='folder of a run, truth or roundtrip')
+  parser.add_argument('--model', required=True, help='folder of a run or of a checkpoint of it, truth or roundtrip')
   parser.add_argument('--benchmark', default='world', help='world, reconstruction, fvd, fad, basic or surprise')
   parser.add_argument('--output', required=True, help='folder of the report')
   parser.add_argument('--batch', type=int, default=8, help='clips made at a time')
@@ -261,7 +261,7 @@ def sweep(argv) -> int:
   over the devices of each process.
   """
   parser = _parser('sweep')
-  parser.add_argument('--models', required=True, nargs='+', help='folders of runs')
+  parser.add_argument('--models', required=True, nargs='+', help='folders of runs and of their checkpoints')
   parser.add_argument('--grid', nargs='+', default=[], help='name=value,value,...')
   parser.add_argument('--benchmark', default='world')
   parser.add_argument('--output', required=True, help='folder of the results and the report')
