@@ -33,6 +33,8 @@ class Basic(benchmark.Benchmark):
   }
   KEY = ('steadiness', 'speed', 'level', 'clipped')
   WORST = 'clipped'
+  MEANING = benchmark.MEANING | {'shuffled': 'the floor of av_align: with the sounds of other clips'}
+  NOTE = "Only av_align has a floor: all else describes a picture or a sound alone, and is read beside the truth's."
 
   def fitted(self, subject: Subject) -> 'Basic':
     return clips.fitted(self, subject)

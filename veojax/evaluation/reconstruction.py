@@ -46,6 +46,8 @@ class Reconstruction(benchmark.Benchmark):
   }
   KEY = ('psnr', 'ssim', 'lpips', 'si_sdr', 'log_mel')
   WORST = 'psnr'
+  MEANING = benchmark.MEANING | {'truth': 'the ceiling: the clips themselves',
+                                 'shuffled': "the floor: other clips through the model's codecs"}
 
   def fitted(self, subject: Subject) -> 'Reconstruction':
     if not self.parts(subject):

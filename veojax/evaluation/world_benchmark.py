@@ -52,6 +52,8 @@ class World(benchmark.Benchmark):
   KEY = ('all_right', 'told', 'permanence', 'count_constancy', 'gravity_error', 'f1', 'impact_has_sound', 'material',
          'fsd')
   WORST = 'told'
+  NOTE = ("fsd and mmd are of halves of the clips, and the truth's are their floor: what a perfect model would get of as "
+          'many clips. A set is the same in any order, so captions of other clips change nothing in it.')
 
   def __post_init__(self):
     if self.num_clips < 1:
