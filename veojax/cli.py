@@ -315,11 +315,12 @@ def info(argv) -> int:
 def convert(argv) -> int:
   """A published model, as it is downloaded, into a folder that generate, train and info take; or back.
 
-  --source is its folder in diffusers' layout or its makers'; --output a new one. A part that lies elsewhere is named:
-  --text_encoder FOLDER ...
+  --source is its folder in diffusers' layout, or its makers' folder or one file; --output a new folder. A part that
+  lies elsewhere is named: --text_encoder FOLDER ...
   """
   parser = _parser('convert')
-  parser.add_argument('--source', required=True, help='folder of safetensors, config.json and model_index.json')
+  parser.add_argument('--source', required=True,
+                      help='folder of safetensors, config.json and model_index.json, or the makers\' file')
   parser.add_argument('--output', required=True, help='a new folder')
   parser.add_argument('--variant', default='', help='fp16 or bf16, where the folder holds several precisions')
   parser.add_argument('--reverse', action='store_true', help='write a converted model back as it was published')

@@ -323,7 +323,7 @@ MAKERS_MOTION = {**small.MOTION, 'motion_num_attention_heads': 8, 'motion_norm_n
 
 @pytest.mark.parametrize('with_middle', [True, False], ids=['second version', 'first and third'])
 def test_the_makers_motion_modules_are_the_same(with_middle, animatediff_folder, tmp_path):
-  """A file by any name, or the folder of one, under the keys that diffusers itself converts; and back, byte for byte."""
+  """A file of any name, or its folder, under the keys that diffusers itself converts; and back, byte for byte."""
   parity.libraries()
   from diffusers.loaders import single_file_utils
   part = SPARSECTRL.parts['motion_adapter']

@@ -110,14 +110,14 @@ def test_the_tower_is_transformers(config, tmp_path):
 
 
 def test_the_text_tower_of_both(tmp_path):
-  """CLIP's own folder, of which transformers leaves out what is its default, and with all fields, as first published."""
+  """CLIP's own folder, in whose config transformers leaves out its defaults; and with all fields, as first published."""
   torch, _ = parity.libraries()
   import transformers
   folder = small.write_clip_tokenizer(tmp_path / 'clip')
   sizes = {'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2}
   text = {**sizes, 'num_attention_heads': 4, 'vocab_size': 530, 'eos_token_id': 523}
-  config = transformers.CLIPConfig(text_config=text, vision_config={**sizes, 'num_attention_heads': 2, 'patch_size': 56},
-                                   projection_dim=16)
+  vision = {**sizes, 'num_attention_heads': 2, 'patch_size': 56}
+  config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
   theirs = parity.draw(torch, transformers.CLIPModel(config), 0)
   theirs.save_pretrained(folder)
   ids = torch.tensor(ClipTokenizer.load(folder).rows(TEXTS[:3]), dtype=torch.int64)

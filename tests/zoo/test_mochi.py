@@ -238,8 +238,8 @@ def makers_vae(theirs):
 
 
 def test_the_makers_own_files_are_the_same_model(mochi_folder, model, tmp_path, monkeypatch):
-  """dit, encoder and decoder.safetensors with a T5 beside them, whose folder holds its tokenizer too; and back, byte for
-  byte."""
+  """dit, encoder and decoder.safetensors with a T5 beside them, whose folder holds its tokenizer too; and back, byte
+  for byte."""
   source = tmp_path / 'makers'
   source.mkdir()
   dit, vae = makers_files(mochi_folder)
@@ -281,9 +281,10 @@ def test_tiles_fit_the_memory_that_is_free():
   settings = MochiSettings()
   for free in (None, 100 * 2 ** 30):
     assert fitting_tile(settings, free) == 848
-  tiles = [fitting_tile(settings, gib * 2 ** 30) for gib in (1, 4, 8, 16, 32)]
+  sizes = [gib * 2 ** 30 for gib in (1, 4, 8, 16, 32)]
+  tiles = [fitting_tile(settings, size) for size in sizes]
   assert tiles == sorted(set(tiles)) and tiles[-1] < 480 and not any(tile % 16 for tile in tiles)
-  assert all(tile ** 2 * settings.chunk * BYTES_PER_PIXEL < gib * 2 ** 30 for tile, gib in zip(tiles, (1, 4, 8, 16, 32)))
+  assert all(tile ** 2 * settings.chunk * BYTES_PER_PIXEL < size for tile, size in zip(tiles, sizes))
   assert fitting_tile(MochiSettings(chunk=1), 8 * 2 ** 30) > tiles[2]
 
 

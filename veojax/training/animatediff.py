@@ -41,9 +41,9 @@ SD_VAE = KLVAEConfig(down_block_types=('DownEncoderBlock2D',) * 4, up_block_type
 class AnimateDiffRun:
   """configs/*.py as a dataclass.
 
-  model: a converted run of a Stable Diffusion folder and a motion adapter; unet, motion, vae: its sizes, and what is
-  rematerialised. num_frames, height, width: of the clips, in pixels. dtype: of the computation and of the image model;
-  motion modules are float32. text_tokens: of a caption. schedule: of the noise.
+  model: a converted run, of Stable Diffusion and a motion adapter or of a saved pipeline; unet, motion, vae: its
+  sizes, and what is rematerialised. num_frames, height, width: of the clips, in pixels. dtype: of the computation and
+  of the image model; motion modules are float32. text_tokens: of a caption. schedule: of the noise.
   """
   stage: Literal['animatediff']
   model: str = ''
@@ -157,8 +157,15 @@ class AnimateDiffSource(PublishedSource):
 
 
 class AnimateDiffStage(PublishedStage, AnimateDiffStep):
-  published, part = (animatediff.ANIMATEDIFF, animatediff.SPARSECTRL), 'motion_adapter'
-  sizes = {'unet': 'unet', 'motion': 'motion_adapter', 'vae': 'vae'}
+  published, part, sizes = animatediff.ALL, 'motion_adapter', {'vae': 'vae'}
+
+  def published_sizes(self):
+    return {'unet': self.pipeline.image, 'motion': self.pipeline.motion, **super().published_sizes()}
+
+  def learned(self, model: MotionUNet):
+    """Of a saved pipeline the U-Net too, whose file holds the motion modules; its image half is what it was."""
+    whole = {'unet': MotionUNet(self.run.parts['unet'].image, model.motion)} if self.pipeline.is_one else {}
+    return {**super().learned(model.motion), **whole}
 
   def _check(self):
     super()._check()
@@ -188,8 +195,4 @@ class AnimateDiffStage(PublishedStage, AnimateDiffStep):
   def draw(self, ema, step: int, workdir):
     """Clips of the config's prompts."""
     if self.config.prompts:
-      samples.write(self.made(ema.motion, workdir, list(self.config.prompts)), workdir, step)
-
-  def export(self, ema, workdir):
-    """A converted run of the fine-tuned motion modules; the other parts stay where they are."""
-    super().export(ema.motion, workdir)
+      samples.write(self.made(ema, workdir, list(self.config.prompts)), workdir, step)

@@ -6,10 +6,12 @@ Of each clip the first frames and the middle of the frame are taken; clips that 
 import abc
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from veojax import files, sharding
 from veojax.data import datasets, pipeline, text_features
@@ -108,13 +110,25 @@ class PublishedStage(abc.ABC):
                        'make them with its own text encoder')
     return found
 
+  def published_sizes(self) -> dict[str, Any]:
+    """Configs of the run's networks that the stage's config has too, by the names there."""
+    return {name: self.run.configs[part] for name, part in self.sizes.items()}
+
+  def learned(self, model) -> dict[str, nnx.Module]:
+    """The run's parts that are another with the model of a step."""
+    return {self.part: model}
+
   def _check(self):
-    for name, part in self.sizes.items():
-      ours, theirs = getattr(self.config, name), self.run.configs[part]
+    for name, theirs in self.published_sizes().items():
+      ours = getattr(self.config, name)
       for field in dataclasses.fields(theirs):
         if field.name not in RUN_HERE and getattr(ours, field.name) != getattr(theirs, field.name):
           raise ValueError(f'{name}.{field.name}={getattr(ours, field.name)}, but that of {self.config.model} is '
                            f'{getattr(theirs, field.name)}; set it to that')
+
+  def make_model(self, key):
+    """Zeros: a program that draws each parameter of a network takes long to compile, and `begin` gives the run's."""
+    return jax.tree.map(jnp.zeros_like, super().make_model(key))
 
   def begin(self, model):
     return weights.like(model, self.run.parts[self.part])
@@ -128,12 +142,12 @@ class PublishedStage(abc.ABC):
   def made(self, ema, workdir, prompts: list[str], **given) -> list[Sample]:
     """Clips of these prompts in the config's settings, by the fine-tuned model, which is named after the work
     directory."""
-    model = PublishedModel(dataclasses.replace(self.run, parts={**self.run.parts, self.part: ema}), str(workdir))
+    model = PublishedModel(dataclasses.replace(self.run, parts={**self.run.parts, **self.learned(ema)}), str(workdir))
     return model.generate(prompts, **dataclasses.asdict(self.config.settings), **given)
 
   def export(self, ema, workdir):
     """A converted run of the fine-tuned part; the others stay where they are."""
-    convert.derive(self.run, pathlib.Path(workdir), self.part, ema)
+    convert.derive(self.run, pathlib.Path(workdir), self.learned(ema))
 
 
 def large_enough(config, dataset) -> np.ndarray:

@@ -1,10 +1,11 @@
 """AnimateDiff (Guo et al. 2023): text to video by motion modules on Stable Diffusion 1.5, with changes of the motion
 (MotionLoRA) and with given frames (SparseCtrl, Guo et al. 2023).
 
-A run is made of a Stable Diffusion folder and of a motion adapter, diffusers' folder or the makers' file (`veojax
-convert --source SD --motion_adapter ADAPTER [--controlnet SPARSECTRL]`), or of a folder that AnimateDiffPipeline has saved, whose U-Net
-holds the motion modules. As published: 16 frames of 512 × 512, DDIM on linear betas from .00085 to .012 with steps
-spaced evenly over all 1000 ('linspace') and no clipping, guidance 7.5. A saved pipeline has its own scheduler.
+A run is made of Stable Diffusion and of a motion adapter, of either diffusers' folder or the makers' file (`veojax
+convert --source SD --motion_adapter ADAPTER [--controlnet SPARSECTRL]`), or of a folder that AnimateDiffPipeline has
+saved, whose U-Net holds the motion modules. As published: 16 frames of 512 × 512, DDIM on linear betas from .00085 to
+.012 with steps spaced evenly over all 1000 ('linspace') and no clipping, guidance 7.5. A saved pipeline has its own
+scheduler.
 """
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ from veojax import processes, sharding
 from veojax.diffusion import guidance
 from veojax.models import layers
 from veojax.zoo import animatediff_unet as unet
-from veojax.zoo import clip_text, ddim, kl_vae, lora, motion_module, sparse_control
+from veojax.zoo import clip_text, ddim, kl_vae, lora, motion_module, sparse_control, stable_diffusion
 from veojax.zoo.animatediff_unet import MotionUNet, MotionUNetConfig
 from veojax.zoo.clip_tokenizer import ClipTokenizer
 from veojax.zoo.ddim import Plan, Schedule
@@ -193,9 +194,9 @@ SCHEDULE = Schedule(beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, 
 
 
 def schedule_of(run: Run) -> Schedule:
-  """The scheduler of a saved pipeline; of a Stable Diffusion folder, SCHEDULE with what the folder says of the ends."""
+  """The scheduler of a saved pipeline; of a Stable Diffusion, SCHEDULE with what its folder says of the ends."""
   name = 'scheduler/scheduler_config.json'
-  tree = run.json(name)
+  tree = run.json(name) if (run.folder / name).exists() else {}
   if 'AnimateDiff' in run.record['class_name']:
     if tree.get('_class_name') != 'DDIMScheduler':
       raise ValueError(f'{run.folder / name} is that of a {tree.get("_class_name")}, and veojax samples AnimateDiff by '
@@ -234,13 +235,14 @@ def sample(network: MotionUNet, control: SparseControl | None, noise: Float[Arra
 LICENCE = 'CreativeML OpenRAIL-M (Stable Diffusion 1.5), Apache-2.0 (AnimateDiff)'
 _parts = {
     'vae': Part('AutoencoderKL', KLVAEConfig, lambda config, rngs: KLVAE(config, rngs=rngs), kl_vae.table,
-                kl_vae.IGNORED, on_mesh=False),
-    'text_encoder': clip_text.PART}
+                kl_vae.IGNORED, on_mesh=False, original=stable_diffusion.VAE),
+    'text_encoder': dataclasses.replace(clip_text.PART, original=stable_diffusion.TEXT)}
 _adapter = Part('MotionAdapter', MotionConfig, lambda config, rngs: MotionModules(config, rngs=rngs),
                 motion_module.table,
                 original=Original({}, motion_module.makers_table, motion_module.makers_config))
 _two = {'unet': Part('UNet2DConditionModel', unet.ImageUNetConfig,
-                     lambda config, rngs: unet.ImageUNet(config, rngs=rngs), unet.image_table, unet.IGNORED),
+                     lambda config, rngs: unet.ImageUNet(config, rngs=rngs), unet.image_table, unet.IGNORED,
+                     original=stable_diffusion.UNET),
         'motion_adapter': _adapter}
 # Of a saved pipeline both are there, and the U-Net's file is what it runs; the adapter goes back as it came.
 _one = {'unet': Part('UNetMotionModel', MotionUNetConfig, lambda config, rngs: MotionUNet(
@@ -259,7 +261,8 @@ def _published(name: str, class_name: str, parts, controlled: bool) -> Published
       name=f'{name} with SparseCtrl' if controlled else name, class_names=(class_name,), licence=LICENCE,
       pipeline=SparseControlPipeline if controlled else AnimateDiffPipeline,
       tasks=('text to video', *(_GIVEN if controlled else ())), small=('tokenizer', 'scheduler'),
-      left_out=_left_out, parts={**parts, **_parts, **(_control if controlled else {})})
+      left_out=_left_out, beside=stable_diffusion.BESIDE, in_code=('scheduler',),
+      parts={**parts, **_parts, **(_control if controlled else {})})
 
 
 ANIMATEDIFF = _published('AnimateDiff', 'StableDiffusionPipeline', _two, False)

@@ -140,7 +140,8 @@ class MotionUNetConfig:
     shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(ImageUNetConfig) if hasattr(self, f.name)}
     of_image = lambda types: tuple(name.replace('Motion', '2D') for name in types)
     return ImageUNetConfig(**{**shared, 'down_block_types': of_image(self.down_block_types),
-                              'up_block_types': of_image(self.up_block_types)})
+                              'up_block_types': of_image(self.up_block_types), 'num_attention_heads': None,
+                              'attention_head_dim': self.num_attention_heads})
 
   @property
   def motion(self) -> MotionConfig:

@@ -11,11 +11,13 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from flax import nnx
 
 from veojax import config as door
 from veojax import sharding
@@ -34,11 +36,12 @@ class Source:
   """Where a part lies: a folder with config.json and weights, or the makers' files {path: prefix}."""
   layout: str  # 'diffusers' or 'original'
   weights: pathlib.Path | dict[pathlib.Path, str]
+  within: str = ''  # of the keys of a part that shares its file
 
   @classmethod
   def given(cls, part: Part, path: pathlib.Path) -> 'Source':
     """Of a part that is named by itself: a folder with config.json, or the makers' one file, in a folder or not."""
-    if part.original and not part.original.files and path.exists() and not (path / 'config.json').exists():
+    if _has_any_name(part) and path.exists() and not (path / 'config.json').exists():
       return cls('original', {path: ''})
     return cls('diffusers', path)
 
@@ -68,7 +71,8 @@ def convert(source, output, *, variant: str = '', parts: Mapping[str, str] | Non
     with contextlib.ExitStack() as stack:
       for name, part in model.parts.items():
         (folder / name).mkdir(parents=True)
-        opened[name] = stack.enter_context(weight_files.opened(sources[name].weights, variant))
+        opened[name] = stack.enter_context(weight_files.opened(
+            sources[name].weights, variant, sources[name].within))
         (folder / name / 'config.json').write_text(sources[name].config_text(part, opened[name]))
         config = part.read_config(folder / name / 'config.json')
         matched[name] = (sources[name].name(), opened[name], part.rules(config, sources[name].layout),
@@ -120,10 +124,13 @@ def _appearing(output: pathlib.Path):
 def _recognise(source: pathlib.Path, given: dict[str, str]) -> tuple[Published, dict, dict[str, Source]]:
   """(what the folder is, its components by model_index.json, where each part lies)."""
   if source.is_file():
-    weight_files.refuse_pickle(source)
-  if not source.is_dir():
-    raise ValueError(f'{source} is no folder; give the folder of a published model, as it is downloaded')
-  if (source / INDEX).exists():
+    model, components = _of_one_file(source, given), {}
+    sources = {name: Source('original', {source: ''}, part.original.within) if _shares_a_file(part) else
+               Source('diffusers', source / name) for name, part in model.parts.items()}
+  elif not source.is_dir():
+    raise ValueError(f'{source} is no folder; give the folder of a published model, as it is downloaded in diffusers\' '
+                     'layout')
+  elif (source / INDEX).exists():
     components = published.read_json(source / INDEX)
     named = components.get('_class_name')
     fitting = [m for m in PUBLISHED if named in m.class_names and set(given) <= {*m.parts, *m.small}]
@@ -141,7 +148,7 @@ def _recognise(source: pathlib.Path, given: dict[str, str]) -> tuple[Published, 
     if model is None:
       weight_files.refuse_pickle(source)
       raise ValueError(f'{source} holds no {INDEX}, nor the files of {_originals()}; give the folder of a published '
-                       'model, as it is downloaded')
+                       'model, as it is downloaded in diffusers\' layout')
     sources = {name: Source('original', {source / file: prefix for file, prefix in part.original.files.items()})
                if part.original else Source('diffusers', source / name) for name, part in model.parts.items()}
   sources |= {name: Source.given(part, pathlib.Path(given[name])) for name, part in model.parts.items()
@@ -153,6 +160,32 @@ def _recognise(source: pathlib.Path, given: dict[str, str]) -> tuple[Published, 
         weight_files.refuse_pickle(path)
       raise ValueError(f'{path} is no folder, and {model.name} needs its {name}; give its folder: --{name} FOLDER')
   return model, components, sources
+
+
+def _has_any_name(part: Part) -> bool:
+  """Whether the makers' layout of it is one file, whose name does not say what it is."""
+  return part.original is not None and not part.original.files and not part.original.within
+
+
+def _shares_a_file(part: Part) -> bool:
+  return part.original is not None and bool(part.original.within)
+
+
+def _of_one_file(source: pathlib.Path, given: dict[str, str]) -> Published:
+  """The pipeline whose parts are in the makers' one file, but for those that are given. ValueError for another file."""
+  fitting = [m for m in PUBLISHED if any(map(_shares_a_file, m.parts.values())) and set(given) <= {*m.parts, *m.small}]
+  if not fitting:
+    raise ValueError(f'{source} with {" ".join(f"--{name}" for name in given)} is nothing that veojax knows; give the '
+                     'folder of a published model, as it is downloaded in diffusers\' layout')
+  lacking = lambda m: [name for name, part in m.parts.items() if not _shares_a_file(part) and name not in given]
+  model = min(fitting, key=lambda m: len(lacking(m)))
+  prefixes = tuple(part.original.within for part in model.parts.values() if _shares_a_file(part))
+  with weight_files.opened(source) as files:
+    unknown = [key for key in files.keys() if not key.startswith(prefixes) and not re.fullmatch(model.beside, key)]
+  if unknown:
+    raise ValueError(f'{source} holds {", ".join(unknown[:weight_table.SHOWN])}, and {model.name} takes one file of '
+                     f'keys that begin with {", ".join(prefixes)}; of any other model give the folder in diffusers\' layout')
+  return model
 
 
 def _has_original(source, model: Published) -> bool:
@@ -168,11 +201,12 @@ def _originals() -> str:
 def _small_files(source: pathlib.Path, components: dict, model: Published, given) -> dict[str, pathlib.Path]:
   """What is taken along as it is, by its name in the run: the index, the licence, and the folders that hold no network
   (tokenizer, scheduler)."""
-  found = {p.name: p for p in sorted(source.iterdir())
+  found = {p.name: p for p in (sorted(source.iterdir()) if source.is_dir() else ())
            if p.is_file() and (p.name == INDEX or p.name.startswith('LICENSE'))}
   named = {name: value[-1] for name, value in components.items() if isinstance(value, list) and value[0] is not None}
   for name in dict.fromkeys([*named, *model.small]):
-    if name in model.parts or name in model.left_out:
+    in_code = source.is_file() and name in model.in_code and name not in given
+    if name in model.parts or name in model.left_out or in_code:
       continue
     folder = pathlib.Path(given.get(name, source / name))
     files = sorted(p for p in folder.rglob('*') if p.is_file() and '.git' not in p.relative_to(folder).parts)
@@ -206,51 +240,71 @@ def reverse(run, output):
   _check_new(output)
   record, model = open_record(run)
   with _appearing(output) as folder:
+    backs = []
     for name, part in model.parts.items():
       where, known = published.part_folder(run, record, name), record['parts'][name]
-      _write_back(where, folder if known['layout'] == 'original' else folder / name, part, known)
+      backs.append(_Back(where, folder if known['layout'] == 'original' else folder / name, part, known))
       if known['layout'] != 'original':
+        (folder / name).mkdir()
         shutil.copyfile(where / 'config.json', folder / name / 'config.json')
+    _write_back(backs)
     for path in record['copied']:
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(run / path, folder / path)
 
 
-def _write_back(where: pathlib.Path, output: pathlib.Path, part: Part, known: dict):
-  """One part's files, of the headers that they had."""
-  config = part.read_config(where / 'config.json')
-  found = part_checkpoint.stored(where / 'weights')
-  prefixes = part.original.files if known['layout'] == 'original' else {}
-  headers = {path: path.read_bytes() for path in sorted((where / HEADERS).glob('*.safetensors'))}
-  stored = [prefixes.get(path.name, '') + key for path, header in headers.items() for key in json.loads(header)]
-  entries = weight_table.entries(part.rules(config, known['layout']), weights.replace(part.shapes(config), found),
-                                 stored)
-  output.mkdir(parents=True, exist_ok=True)
-  blanks, file_of = {}, {}
-  for path, header in headers.items():
-    prefix = prefixes.get(path.name, '')
-    keys = [key for key in json.loads(header) if prefix + key in entries]
-    blanks[path.name] = weight_files.Blank(output / path.name, header, {
-        key: (_dtype(entries[prefix + key], found), entries[prefix + key].source_shape(found)) for key in keys})
-    file_of.update({prefix + key: (blanks[path.name], key) for key in keys})
-  fills = {}
-  for key in file_of:
-    for path in dict.fromkeys(path for path, _ in entries[key].places):
-      fills.setdefault(path, []).append(key)
-  for path, leaf in part_checkpoint.each(where / 'weights', fills):
-    leaf = np.asarray(leaf)
-    for key in fills[path]:
-      blank, stored = file_of[key]
-      for place, offset in zip(entries[key].places, _offsets(entries[key], found)):
-        if place[0] == path:
-          blank.write(stored, offset, entries[key].part(place, leaf))
+class _Back:
+  """What one part gives to the files that it came from."""
+
+  def __init__(self, where: pathlib.Path, output: pathlib.Path, part: Part, known: dict):
+    self.where, self.output = where, output
+    config = part.read_config(where / 'config.json')
+    self.found = part_checkpoint.stored(where / 'weights')
+    prefixes = part.original.files if known['layout'] == 'original' else {}
+    self.headers = {path.name: path.read_bytes() for path in sorted((where / HEADERS).glob('*.safetensors'))}
+    self.places = {prefixes.get(name, '') + key: (name, key) for name, header in self.headers.items()
+                   for key in json.loads(header)}
+    self.entries = weight_table.entries(part.rules(config, known['layout']),
+                                        weights.replace(part.shapes(config), self.found), list(self.places))
+    self.places = {key: place for key, place in self.places.items() if key in self.entries}
+
+  def tensors(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of what it has in a file, by the keys there."""
+    return {stored: (_dtype(self.entries[key], self.found), self.entries[key].source_shape(self.found))
+            for key, (file, stored) in self.places.items() if file == name}
+
+  def fill(self, blanks: dict[pathlib.Path, weight_files.Blank]):
+    """Reads the parameters, some at a time, and writes them to their files."""
+    fills = {}
+    for key in self.places:
+      for path in dict.fromkeys(path for path, _ in self.entries[key].places):
+        fills.setdefault(path, []).append(key)
+    for path, leaf in part_checkpoint.each(self.where / 'weights', fills):
+      leaf = np.asarray(leaf)
+      for key in fills[path]:
+        (name, stored), entry = self.places[key], self.entries[key]
+        for place, offset in zip(entry.places, _offsets(entry, self.found)):
+          if place[0] == path:
+            blanks[self.output / name].write(stored, offset, entry.part(place, leaf))
+    for path in (self.where / HEADERS).glob('*.json'):
+      index = published.read_json(path)
+      kept = {key: file for key, file in index['weight_map'].items() if key in self.places}
+      text = path.read_text() if kept == index['weight_map'] else json.dumps({**index, 'weight_map': kept}, indent=2)
+      (self.output / path.name).write_text(text)
+
+
+def _write_back(backs: Sequence[_Back]):
+  """The files of the headers that they had; several parts may share one."""
+  headers, tensors = {}, {}
+  for back in backs:
+    for name, header in back.headers.items():
+      headers[back.output / name] = header
+      tensors.setdefault(back.output / name, {}).update(back.tensors(name))
+  blanks = {path: weight_files.Blank(path, header, tensors[path]) for path, header in headers.items()}
+  for back in backs:
+    back.fill(blanks)
   for blank in blanks.values():
     blank.close()
-  for path in (where / HEADERS).glob('*.json'):
-    index = published.read_json(path)
-    kept = {key: file for key, file in index['weight_map'].items() if key in file_of}
-    text = path.read_text() if kept == index['weight_map'] else json.dumps({**index, 'weight_map': kept}, indent=2)
-    (output / path.name).write_text(text)
 
 
 def _dtype(entry: weight_table.Entry, found) -> str:
@@ -264,19 +318,20 @@ def _offsets(entry: weight_table.Entry, found) -> list[int]:
   return [0, *itertools.accumulate(sizes)]
 
 
-def derive(run: published.Run, output: pathlib.Path, name: str, module):
-  """Makes `output` a run like `run` with another module for the part `name`; it names the folders of the other parts
-  and does not copy them."""
+def derive(run: published.Run, output: pathlib.Path, modules: Mapping[str, nnx.Module]):
+  """Makes `output` a run like `run` with other modules for these parts; it names the folders of the other parts and
+  does not copy them."""
   record = json.loads(json.dumps(run.record))
   for other, part in record['parts'].items():
     part['folder'] = os.path.abspath(published.part_folder(run.folder, run.record, other))
-  base, record['parts'][name]['folder'] = pathlib.Path(record['parts'][name]['folder']), name
   record['fine-tuned from'] = os.path.abspath(run.folder)
-  shutil.rmtree(output / name, ignore_errors=True)
-  (output / name).mkdir(parents=True)
-  shutil.copyfile(base / 'config.json', output / name / 'config.json')
-  shutil.copytree(base / HEADERS, output / name / HEADERS)
-  part_checkpoint.write(output / name / 'weights', weights.names(module).items())
+  for name, module in modules.items():
+    base, record['parts'][name]['folder'] = pathlib.Path(record['parts'][name]['folder']), name
+    shutil.rmtree(output / name, ignore_errors=True)
+    (output / name).mkdir(parents=True)
+    shutil.copyfile(base / 'config.json', output / name / 'config.json')
+    shutil.copytree(base / HEADERS, output / name / HEADERS)
+    part_checkpoint.write(output / name / 'weights', weights.names(module).items())
   for path in record['copied']:
     (output / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / path, output / path)

@@ -173,7 +173,8 @@ def makers_config(files: WeightFiles) -> dict:
   published. ValueError for a file of something else."""
   keys, modules = set(files.keys()), 'down_blocks.{}.motion_modules.{}.' + _INNER
   count = lambda name: next(n for n in itertools.count() if name(n) not in keys)
-  module, block = modules.format(0, 0), modules.format(0, 0) + '.transformer_blocks.{}.attention_blocks.0.pos_encoder.pe'
+  module = modules.format(0, 0)
+  block = module + '.transformer_blocks.{}.attention_blocks.0.pos_encoder.pe'
   if f'{module}.norm.weight' not in keys or block.format(0) not in keys:
     raise ValueError(f'{", ".join(map(str, files.paths))} holds no motion modules of AnimateDiff; give the folder of a '
                      'MotionAdapter with its config.json, or the makers\' file, such as mm_sd_v15_v2.safetensors')

@@ -34,10 +34,11 @@ RECORD = 'published.json'
 class Original:
   """A part as its makers published it: files in the root of the folder, each with a prefix for its keys (none where the
   one file has any name, and is given by itself), the rules of their names, and the fields of config.json, which their
-  code holds or the files' headers tell."""
+  code holds or the files' headers tell. within: of the keys of a part that shares its file with others."""
   files: Mapping[str, str]
   table: Callable[[Any], Sequence[Rule]]
   config: Callable[[WeightFiles], Mapping[str, Any]]
+  within: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Published:
   class_names: of model_index.json, those whose weights it takes. parts: by their folders; one that the index does not
   name comes from a folder of its own (`veojax convert --PART FOLDER`). small: folders of small files that it needs
   (tokenizer). left_out: components that are not needed, each with the reason. tasks: as people name them ('text to
-  video').
+  video'). beside: keys, as a regex, that the makers' one file has beside those of parts; in_code: of `small`, what is
+  not in it.
   """
   name: str
   class_names: tuple[str, ...]
@@ -96,6 +98,8 @@ class Published:
   licence: str
   small: tuple[str, ...] = ()
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  beside: str = ''
+  in_code: tuple[str, ...] = ()
 
 
 @runtime_checkable

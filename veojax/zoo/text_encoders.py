@@ -1,7 +1,8 @@
 """`veojax prepare --embed`: the captions of a data set through a published text encoder, once, before any training.
 
-T5, UMT5 and CLIP (its text tower by itself, or of the folder of both towers) run here in JAX. Any other folder that transformers' AutoModel reads (a large language model's, in
-safetensors) runs through that library, which is an optional extra: the last hidden state of each token.
+T5, UMT5 and CLIP (its text tower by itself, or of the folder of both towers) run here in JAX. Any other folder that
+transformers' AutoModel reads (a large language model's, in safetensors) runs through that library, which is an
+optional extra: the last hidden state of each token.
 """
 import functools
 import hashlib

@@ -20,11 +20,13 @@ class WeightFiles:
   """The tensors of one or more safetensors files, read one at a time. Keys begin with the prefix of their file."""
 
   def __init__(self, handles: dict[pathlib.Path, safetensors.safe_open], prefixes: dict[pathlib.Path, str],
-               index: pathlib.Path | None):
+               index: pathlib.Path | None, within: str):
     self.paths, self.index, self._place = list(handles), index, {}
     for path, handle in handles.items():
       for stored in handle.keys():
         key = prefixes.get(path, '') + stored
+        if not key.startswith(within):
+          continue
         if key in self._place:
           raise ValueError(f'{key} stands in {path} and in another file; copy the folder again')
         self._place[key] = handle, stored
@@ -44,11 +46,11 @@ class WeightFiles:
 
 
 @contextlib.contextmanager
-def opened(source, variant: str = '') -> Iterator[WeightFiles]:
+def opened(source, variant: str = '', within: str = '') -> Iterator[WeightFiles]:
   """The weights in a .safetensors file or in a folder, or in several files {path: prefix of its keys}.
 
-  variant: 'fp16' where a folder holds several precisions and NAME.fp16.safetensors is meant, if it is there. ValueError
-  for pickles and for what is missing or damaged.
+  variant: 'fp16' where a folder holds several precisions and NAME.fp16.safetensors is meant, if it is there. within:
+  how the keys begin of what is meant. ValueError for pickles and for what is missing or damaged.
   """
   prefixes = {pathlib.Path(path): prefix for path, prefix in source.items()} if isinstance(source, dict) else {}
   index, paths = None, []
@@ -62,7 +64,7 @@ def opened(source, variant: str = '') -> Iterator[WeightFiles]:
         handles[path] = stack.enter_context(safetensors.safe_open(path, framework='numpy'))
       except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} is truncated or no safetensors file ({error}); copy it again') from None
-    yield WeightFiles(handles, prefixes, index)
+    yield WeightFiles(handles, prefixes, index, within)
 
 
 def _files(source: pathlib.Path, variant: str) -> tuple[pathlib.Path | None, list[pathlib.Path]]:
