@@ -37,6 +37,14 @@ def forget_programs():
 
 
 @pytest.fixture
+def one_device(monkeypatch):
+  """JAX has one device: where the mesh is not what is tested, a step of one compiles in a fraction of the time."""
+  devices = jax.devices()[:1]
+  for name in ('devices', 'local_devices'):
+    monkeypatch.setattr(jax, name, lambda *args, **more: devices)
+
+
+@pytest.fixture
 def clips_folder() -> pathlib.Path:
   """Real clips with captions beside the checkout; they are no part of the project, so tests skip without them."""
   folder = ROOT.parent / 'shared' / 'clips'

@@ -1,5 +1,7 @@
 """Fine-tuning a small AnimateDiff: motion modules learn, the image model stays, and the run generates."""
+import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,18 @@ import veojax
 from tests.zoo import small_folders as small
 from veojax import cli, sharding
 from veojax.data import datasets, media, text_features
+from veojax.models import weights
 from veojax.training import animatediff, run, step
+from veojax.zoo import animatediff as animatediff_zoo
 from veojax.zoo import convert, text_encoders
+from veojax.zoo.animatediff_unet import MotionUNetConfig
 
-pytestmark = pytest.mark.unet
-
-LOOP = {'num_steps': 2, 'batch_size': 8, 'ema_decays': (0.0,), 'log_every': 1, 'evaluate_every': 2, 'sample_every': 0,
+LOOP = {'num_steps': 2, 'batch_size': 2, 'ema_decays': (0.0,), 'log_every': 1, 'evaluate_every': 2, 'sample_every': 0,
         'save_every': 0, 'num_threads': 1}
+# One stage, with attention to the text alone in its middle: what takes time here is to compile a step.
+UNET = {**small.IMAGE_UNET, 'down_block_types': ['DownBlock2D'], 'up_block_types': ['UpBlock2D'],
+        'block_out_channels': [32]}
+MOTION = {**small.MOTION, 'block_out_channels': [32], 'use_motion_mid_block': False}
 SIZES = {'num_frames': 4, 'height': 16, 'width': 16}
 
 
@@ -24,7 +31,7 @@ SIZES = {'num_frames': 4, 'height': 16, 'width': 16}
 def folder(tmp_path_factory):
   """Published folders, their run, and a data set."""
   folder = tmp_path_factory.mktemp('animatediff')
-  small.write_animatediff(folder)
+  small.write_animatediff(folder, UNET, MOTION)
   convert.convert(folder / 'sd', folder / 'run', parts={'motion_adapter': str(folder / 'adapter')})
   assert cli.main(['prepare', '--source', 'world', '--output', str(folder / 'data'), '--num_clips=10',
                    '--world.height=24', '--world.width=16', '--world.num_frames=5', '--world.sample_rate=0',
@@ -38,12 +45,12 @@ def sizes(config):
 
 def tree(folder, **changes):
   return {'stage': 'animatediff', 'model': str(folder / 'run'), 'data': str(folder / 'data'), **SIZES,
-          'unet': {**sizes(small.IMAGE_UNET), 'remat': 'full'}, 'motion': sizes(small.MOTION),
+          'unet': sizes(UNET), 'motion': sizes(MOTION),
           'vae': sizes(small.KL_VAE), 'loop': LOOP, 'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 0}, **changes}
 
 
 @pytest.mark.slow
-def test_training_changes_the_motion_modules_alone(folder, tmp_path):
+def test_training_changes_the_motion_modules_alone(folder, one_device, tmp_path):
   drawn = {'prompts': ('a ball',), 'settings': {**SIZES, 'num_inference_steps': 1, 'dtype': 'float32'}}
   metrics = run.train(tree(folder, loop={**LOOP, 'sample_every': 2}, **drawn), tmp_path / 'mine')
   assert np.isfinite(metrics['loss'])
@@ -63,6 +70,43 @@ def test_training_changes_the_motion_modules_alone(folder, tmp_path):
   with sharding.use(sharding.MeshConfig(), jax.devices()[:1]):
     clip = tuned.generate('a ball', num_inference_steps=1, dtype='float32', **SIZES)
   assert clip.video.shape == (4, 16, 16, 3)
+
+
+def test_a_saved_pipeline_learns_in_both_its_files(folder, one_device, tmp_path):
+  """The U-Net's file holds the motion modules too; its image half stays, to the bit."""
+  saved, unet = shutil.copytree(folder / 'sd', tmp_path / 'saved'), dict(UNET)
+  shutil.rmtree(saved / 'unet')
+  shutil.copytree(folder / 'adapter', saved / 'motion_adapter')
+  fields = {field.name for field in dataclasses.fields(MotionUNetConfig)}
+  kinds = {name: [kind.replace('2D', 'Motion') for kind in unet[name]]
+           for name in ('down_block_types', 'up_block_types')}
+  small.write_part(saved / 'unet', animatediff_zoo.SAVED.parts['unet'], {
+      **{name: value for name, value in unet.items() if name in fields}, **kinds,
+      'num_attention_heads': unet['attention_head_dim'], 'motion_max_seq_length': 8, 'motion_num_attention_heads': 2,
+      'use_motion_mid_block': False}, 'diffusion_pytorch_model', 5)
+  index = json.loads((saved / 'model_index.json').read_text())
+  (saved / 'model_index.json').write_text(json.dumps({
+      **index, '_class_name': 'AnimateDiffPipeline', 'motion_adapter': ['diffusers', 'MotionAdapter'],
+      'unet': ['diffusers', 'UNetMotionModel'], 'scheduler': ['diffusers', 'DDIMScheduler']}))
+  (saved / 'scheduler' / 'scheduler_config.json').write_text(json.dumps({
+      '_class_name': 'DDIMScheduler', 'beta_start': 0.00085, 'beta_end': 0.012, 'clip_sample': False,
+      'set_alpha_to_one': False, 'steps_offset': 1, 'timestep_spacing': 'linspace'}))
+  convert.convert(saved, tmp_path / 'run')
+  stage = animatediff.AnimateDiffStage(run.build(tree(folder, model=str(tmp_path / 'run'))), tmp_path)
+  before, key = stage.pipeline.network(), jax.random.key(0)
+  with sharding.use(sharding.MeshConfig()):
+    model = stage.begin(stage.make_model(key))
+  model.motion = jax.tree.map(lambda x: x + 1, model.motion)
+  stage.export(model, tmp_path / 'mine')
+  tuned = veojax.load(tmp_path / 'mine')
+  same = lambda *trees: jax.tree.map(np.testing.assert_array_equal, *(weights.names(tree) for tree in trees))
+  same(tuned.pipeline.network().image, before.image)
+  same(tuned.pipeline.network().motion, model.motion)
+  same(tuned.run.parts['motion_adapter'], model.motion)
+  convert.reverse(tmp_path / 'mine', tmp_path / 'back')
+  for name in ('unet', 'motion_adapter'):
+    old, new = small.load_tensors(saved / name), small.load_tensors(tmp_path / 'back' / name)
+    assert old.keys() == new.keys()
 
 
 def test_rows_hold_what_they_should(folder, tmp_path):
@@ -118,7 +162,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
   for changes, message in (({'model': ''}, '--config.model=RUN'), ({'num_frames': 6}, 'no clip of 8 has 6 frames'),
                            ({'num_frames': 9}, 'count up to 8 frames'), ({'height': 12}, 'multiples of 8'),
                            ({'caption_dropout': 2.0}, 'caption_dropout'), ({'text_tokens': 20}, 'set it to that'),
-                           ({'motion': {**sizes(small.MOTION), 'block_out_channels': (32, 32)}}, 'were made for it'),
+                           ({'motion': {**sizes(MOTION), 'block_out_channels': (32, 32)}}, 'were made for it'),
                            ({'vae': {**sizes(small.KL_VAE), 'layers_per_block': 2}}, 'vae.layers_per_block=2, but')):
     with pytest.raises(ValueError, match=message):
       run.train(tree(folder, **changes), tmp_path / 'new')

@@ -104,12 +104,12 @@ def write_mochi(folder, shard_bytes: int = 30_000):
 
 
 
-def write_animatediff(folder):
+def write_animatediff(folder, unet=IMAGE_UNET, motion=MOTION):
   """A Stable Diffusion folder `sd`, a motion adapter `adapter` and a control network `control`."""
   parts, sd = SPARSECTRL.parts, folder / 'sd'
   for seed, (place, name, tree) in enumerate((
-      (sd / 'unet', 'unet', IMAGE_UNET), (sd / 'vae', 'vae', KL_VAE), (sd / 'text_encoder', 'text_encoder', CLIP),
-      (folder / 'adapter', 'motion_adapter', MOTION), (folder / 'control', 'controlnet', CONTROL))):
+      (sd / 'unet', 'unet', unet), (sd / 'vae', 'vae', KL_VAE), (sd / 'text_encoder', 'text_encoder', CLIP),
+      (folder / 'adapter', 'motion_adapter', motion), (folder / 'control', 'controlnet', CONTROL))):
     write_part(place, parts[name], tree, STEMS.get(name, 'diffusion_pytorch_model'), seed)
   write_clip_tokenizer(sd / 'tokenizer')
   (sd / 'scheduler').mkdir()
@@ -174,9 +174,9 @@ def save_tensors(path, tensors):
   safetensors.numpy.save_file(tensors, path)
 
 
-def write_svd(folder, shard_bytes: int = 10 ** 9):
+def write_svd(folder, shard_bytes: int = 10 ** 9, unet=SVD_UNET):
   """A pipeline's folder; the U-Net in shards where they are small."""
-  trees = {'unet': SVD_UNET, 'vae': SVD_VAE, 'image_encoder': CLIP_VISION}
+  trees = {'unet': unet, 'vae': SVD_VAE, 'image_encoder': CLIP_VISION}
   for seed, (name, tree) in enumerate(trees.items()):
     stem = 'model' if name == 'image_encoder' else 'diffusion_pytorch_model'
     write_part(folder / name, SVD.parts[name], tree, stem, seed, shard_bytes if name == 'unet' else 10 ** 9)
