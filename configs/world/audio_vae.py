@@ -1,6 +1,14 @@
 """The world's audio codec, shipped with the package as 'world': 16 kHz stereo, 25 latents a second.
 
   veojax train --config configs/world/audio_vae.py --workdir runs/world/audio_vae --config.data=data/world
+
+with the data of configs/world/video_vae.py, and then its decoder alone, on other clips, quiet sounds weighing more:
+
+  veojax train --config configs/world/audio_vae.py --workdir runs/world/audio_decoder --config.data=data/more \
+    --config.start=runs/world/audio_vae --config.learn=decoder --config.loss.stft=0.6 \
+    --config.optimizer.learning_rate=8e-4 --config.loop.num_steps=3000
+
+Hardware: one core of a CPU, 18 minutes and 8 minutes. Expect a signal to distortion of 14 dB on held-out clips.
 """
 import ml_collections
 

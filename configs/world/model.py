@@ -8,6 +8,9 @@ on these, scores and exports. The last training by hand:
   veojax train --config configs/world/model.py --workdir runs/world/run --config.data=runs/world/data \
     --config.start=runs/world/small_run
 
+Hardware: two cores of a CPU, 80 minutes in all; the model of the package went on for 900 steps with
+--config.start=world. Expect a held-out loss near 0.39, and 0.34 after those.
+
 A row holds one clip, its two stills and its caption. A token of the picture is 2×2 latents of the codec: a quarter of the
 tokens, so nearly four times the clips in the same minutes.
 """
@@ -34,6 +37,6 @@ def get_config():
       'clip': {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces', 'a small blue metal square and a yellow rubber ball'),
       'optimizer': {'kind': 'muon', 'learning_rate': 1e-3, 'warmup_steps': 20, 'weight_decay': 0.01},
-      'loop': {'num_steps': 1000, 'batch_size': 16, 'ema_decays': (0.995,), 'log_every': 50, 'evaluate_every': 0,
+      'loop': {'num_steps': 700, 'batch_size': 16, 'ema_decays': (0.995,), 'log_every': 50, 'evaluate_every': 0,
                'sample_every': 0, 'save_every': 100},
   })

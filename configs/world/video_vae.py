@@ -3,6 +3,14 @@
   veojax prepare --source world --output data/world --num_clips=3000 --validation_fraction=0.05 \
     --world.levels="('L1','L2','L3','L4','L5','L6','L7')"
   veojax train --config configs/world/video_vae.py --workdir runs/world/video_vae --config.data=data/world
+
+and then its decoder alone, on other clips (--seed=11), whose latents stay what they are:
+
+  veojax train --config configs/world/video_vae.py --workdir runs/world/video_decoder --config.data=data/more \
+    --config.start=runs/world/video_vae --config.learn=decoder --config.optimizer.learning_rate=2e-3 \
+    --config.loop.num_steps=2500
+
+Hardware: one core of a CPU, 34 minutes and 7 minutes. Expect a PSNR of 34 dB on held-out clips.
 """
 import ml_collections
 
