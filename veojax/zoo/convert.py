@@ -210,7 +210,7 @@ def _small_files(source: pathlib.Path, components: dict, model: Published, given
       continue
     folder = pathlib.Path(given.get(name, source / name))
     files = sorted(p for p in folder.rglob('*') if p.is_file() and '.git' not in p.relative_to(folder).parts)
-    if name in given:  # a network may lie beside what is meant
+    if name in model.small:  # a network may lie beside what is meant
       files = [p for p in files if not set(p.suffixes) & set(weight_files.WEIGHTS)]
     if not files:
       raise ValueError(f'{folder} holds nothing, and {model.name} needs its {name}; give its folder: --{name} FOLDER')
