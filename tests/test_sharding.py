@@ -1,4 +1,6 @@
 """Meshes cover their devices and slices; and on every axis, alone and together, sharded is unsharded."""
+import ast
+import pathlib
 import types
 
 import jax
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from veojax import sharding
 from veojax.data import latent_clip, packing
@@ -119,3 +122,24 @@ def test_rows_then_tokens_are_shared_by_default():
   for rows, data in ((None, 8), (1, 1), (2, 2), (6, 2), (16, 8)):
     with sharding.default_mesh(rows):
       assert dict(jax.sharding.get_mesh().shape) == {'data': data, 'fsdp': 1, 'context': 8 // data, 'tensor': 1}
+
+
+def test_every_layout_is_declared_in_one_place():
+  """No other file names an axis of the mesh in a spec."""
+  folder = pathlib.Path(sharding.__file__).parent
+  for path in folder.rglob('*.py'):
+    if path != folder / 'sharding.py':
+      calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+      specs = [call for call in calls if ast.unparse(call.func).rsplit('.')[-1] in ('P', 'PartitionSpec')]
+      named = [ast.unparse(spec) for spec in specs for part in ast.walk(spec)
+               if isinstance(part, ast.Constant) and part.value in (*sharding.AXES, *sharding.CLIP_AXES)]
+      assert not named, f'{path}: {named}'
+
+
+def test_an_axis_that_does_not_divide_its_dim_is_left_out():
+  assert sharding.dividing(sharding.D_NK, 3, 5) == sharding.D_NK  # no mesh: whatever it will be
+  with sharding.use(MeshConfig(data=1, fsdp=2, tensor=4)):
+    assert sharding.dividing(sharding.D_NK, 6, 8) == sharding.D_NK
+    assert sharding.dividing(sharding.D_NK, 5, 8) == P(None, 'tensor', None)
+    assert sharding.dividing(sharding.NK_D, 6, None, 6) == P(None, None, 'fsdp')
+    assert sharding.dividing(sharding.BLNK, None, None, 6) == P(sharding.ROWS, 'context', None, None)

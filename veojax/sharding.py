@@ -1,4 +1,5 @@
-"""The mesh, the names of its axes, and every layout of the project.
+"""The mesh, the names of its axes, and every layout of the project: a spec that is not here is one of these with a dim
+more or fewer, or is seen by one function alone.
 
 Four axes: `data` and `fsdp` split the rows of a batch (parameters are split over `fsdp` only), `context` splits the
 tokens of a row, `tensor` splits heads and MLP width. A machine with one device has a mesh of ones, and runs the same
@@ -6,6 +7,12 @@ code. Axes are Explicit: an array's type says how it lies, and an ambiguous cont
 
 Of several slices, which only a data centre's network joins, `data` runs over the slices first and then within them: all
 that slices send each other is the sum of their gradients.
+
+Every transformer (its text encoder and audio head within it), T5, CLIP and the U-Nets have layouts for their
+parameters, which training, generation and evaluation use alike. The VAEs have none: their parameters and optimizer state
+are whole on every device. Their training splits a batch over its rows alone (`B`), so that `context` and `tensor`
+compute the same again; their work on a clip lies on a mesh of its own (`CLIP`). Published autoencoders, which are not
+trained, are whole on every device too.
 """
 import contextlib
 import dataclasses
@@ -29,6 +36,8 @@ BSNK = P(ROWS, None, 'tensor', None)
 BSMK = P(ROWS, None, ('tensor', 'context'), None)  # whole rows of the heads that `context` shares out
 BLF = P(ROWS, 'context', 'tensor')
 BSF = P(ROWS, None, 'tensor')
+BTLNK = P(ROWS, None, 'context', 'tensor', None)
+LNK = P('context', 'tensor', None)
 
 # A codec's work on one clip, on a mesh of its own (`clip_mesh`): tiles, frames, rows of each frame; [B, T, H, W, C].
 CLIP_AXES = ('tile', 'time', 'height')
@@ -43,6 +52,9 @@ F_D = P('tensor', 'fsdp')
 C_D = P(None, 'fsdp')
 D_C = P('fsdp', None)
 D_6D = P(None, None, 'fsdp')
+D_NE = P('fsdp', None, 'tensor')         # N vectors that modulate
+HWD_F = P(None, None, 'fsdp', 'tensor')  # a kernel over two dims
+A_NK = P(None, 'tensor', None)           # of each axis of positions
 REPLICATED = P()
 
 
@@ -165,6 +177,27 @@ def fill_rows(x: np.ndarray) -> np.ndarray:
 def num_row_parts() -> int:
   """Parts of the mesh in force that take rows of their own."""
   return math.prod(map(size, ROWS))
+
+
+def rows(num_dims: int) -> P:
+  """Whole rows of any number of dims."""
+  return P(ROWS, *(None,) * (num_dims - 1))
+
+
+def stacked(spec: P) -> P:
+  """The layout of several, one after another."""
+  return P(None, *spec)
+
+
+def over_data(spec: P) -> P:
+  """The layout with its leading dim split over `data`."""
+  return P('data', *spec[1:])
+
+
+def dividing(spec: P, *sizes: int | None) -> P:
+  """The layout without the axes that do not divide the sizes of their dims; None, or no size, keeps an axis."""
+  sizes += (None,) * (len(spec) - len(sizes))
+  return P(*(None if number and axis and number % size(axis) else axis for axis, number in zip(spec, sizes)))
 
 
 def whole_rows(spec: P) -> P:

@@ -56,7 +56,7 @@ def train(config, mesh) -> Work:
     state = jax.eval_shape(lambda key: step.init(stage.make_model, tx, key, len(loop.ema_decays)), key)
   blank = stage.blank()
   size = loop.accumulate, loop.batch_size
-  batch = jax.tree.map(lambda x, spec: abstract(mesh, (*size, *x.shape), x.dtype, P(None, *spec)), blank,
+  batch = jax.tree.map(lambda x, spec: abstract(mesh, (*size, *x.shape), x.dtype, sharding.stacked(spec)), blank,
                        stage.batch_spec(blank))
   rows = loop.accumulate * loop.batch_size
   units, flops = {'rows a step': rows}, None
@@ -82,7 +82,7 @@ def generate(config, mesh) -> Work:
   settings = config.sampling
   evaluations = 1 + len(sampling.away_from(settings))
   levels = abstract(mesh, (settings.num_inference_steps + 1, B, L, 1), jnp.float32,
-                    P(None, *sharding.whole_rows(sharding.BLD)))
+                    sharding.stacked(sharding.whole_rows(sharding.BLD)))
   calls = sampling.network_calls(settings)
   with jax.set_mesh(mesh):
     scales = jax.eval_shape(lambda modality_BL: sampling.scales(modality_BL, settings), tokens.modality)

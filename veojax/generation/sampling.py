@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from veojax import processes, sharding
@@ -174,7 +173,8 @@ def denoise(model, evaluations: list[Tokens], x_BLC: np.ndarray, levels: np.ndar
   """
   firsts_BG = [place(first_of_group(rows), sharding.B) for rows in evaluations]
   evaluations = [Tokens(*map(place, rows, dit.TOKEN_SPECS)) for rows in evaluations]
-  levels = jax.device_put(levels, sharding.named(jax.sharding.get_mesh(), P(None, *sharding.whole_rows(sharding.BLD))))
+  spec = sharding.stacked(sharding.whole_rows(sharding.BLD))
+  levels = jax.device_put(levels, sharding.named(jax.sharding.get_mesh(), spec))
   out = sample_rows(model, evaluations, firsts_BG, place(x_BLC, sharding.BLD), levels,
                     scales(evaluations[0].modality, config), place(key_B, sharding.B), objective=objective,
                     config=program(config))

@@ -121,7 +121,7 @@ class AnimateDiffStep(PublishedStep):
     steps = config.settings.num_inference_steps
     plan = jax.tree.map(lambda x: abstract(x.shape), config.schedule.plan(steps))
     noise, text = abstract((B, *latent), spec=sharding.B), abstract((2, B, *self.blank()['text'].shape),
-                                                                    spec=P(None, sharding.ROWS))
+                                                                    spec=sharding.stacked(sharding.B))
     arguments = (self.abstract_model(mesh), None, noise, text, None, plan, abstract(()), abstract(()))
     return animatediff.sample, arguments, {'dtype': config.dtype}, {
         'rows': B, 'frames of a clip': latent[0], 'network calls': 2 * steps}

@@ -181,7 +181,7 @@ def put(batches: list, stage):
       rows = slice(at[index[1].start or 0], at[(index[1].stop or size) - 1] + 1)
       return np.stack([x[(rows, *index[2:])] for x in micro[index[0]]])
     return jax.make_array_from_callback((len(micro), size, *micro[0].shape[1:]),
-                                        sharding.named(mesh, P(None, *spec)), part)
+                                        sharding.named(mesh, sharding.stacked(spec)), part)
   spec = stage.batch_spec(batches[0])
   return jax.tree.map(one, spec, *batches, is_leaf=lambda x: isinstance(x, P))
 

@@ -95,7 +95,7 @@ def _share_out(update, spec, dims: contrib.MuonDimensionNumbers | None):
   is_stack = dims is not None and update.ndim > len(dims.reduction_axis) + len(dims.output_axis)
   if not is_stack or sharding.num_slices() > 1 or update.shape[0] % sharding.size('data'):
     return update
-  return jax.lax.with_sharding_constraint(update, jax.sharding.PartitionSpec('data', *spec[1:]))
+  return jax.lax.with_sharding_constraint(update, sharding.over_data(spec))
 
 
 class Rounded(NamedTuple):

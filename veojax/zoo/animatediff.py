@@ -15,7 +15,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from veojax import processes, sharding
@@ -215,7 +214,7 @@ def sample(network: MotionUNet, control: SparseControl | None, noise: Float[Arra
   """All steps from noise to latents, as one program. text_KBSE: of the prompts, and of what guidance leads away from
   where there is guidance; one after another through the network, which stands in the program once."""
   x = layers.reshard(jnp.asarray(noise, jnp.float32), sharding.B)
-  text_KBSE = layers.reshard(jnp.asarray(text_KBSE, dtype), P(None, sharding.ROWS))
+  text_KBSE = layers.reshard(jnp.asarray(text_KBSE, dtype), sharding.stacked(sharding.B))
   B = x.shape[0]
 
   def predict(x, step, text_BSE):

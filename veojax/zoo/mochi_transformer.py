@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from veojax import sharding
@@ -32,8 +31,6 @@ POOL_HEADS = 8
 AREA = 192 ** 2
 EPS = 1e-6
 QK_EPS = 1e-5
-
-D_NE = P('fsdp', None, 'tensor')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Linear(nnx.Module):
     self.b = layers.param(layers.zeros, rngs.params(), (outputs,))
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b e']:
-    spec = sharding.in_force(P(sharding.ROWS, *(None,) * (x.ndim - 1)))
+    spec = sharding.in_force(sharding.rows(x.ndim))
     return conv.add_bias(jnp.einsum('...d,de->...e', x, self.w[...].astype(x.dtype), out_sharding=spec), self.b[...])
 
 
@@ -81,11 +78,11 @@ class Modulation(nnx.Module):
   """silu(c) W + b: `number` vectors of `width` for each example, float32."""
 
   def __init__(self, inputs: int, number: int, width: int, *, rngs: nnx.Rngs):
-    self.w = layers.param(layers.lecun_normal(in_axis=0, out_axis=(1, 2)), rngs.params(), (inputs, number, width), D_NE)
+    self.w = layers.param(layers.lecun_normal(in_axis=0, out_axis=(1, 2)), rngs.params(), (inputs, number, width), sharding.D_NE)
     self.b = layers.param(layers.zeros, rngs.params(), (number, width))
 
   def __call__(self, c_BD: Float[Array, 'b d']) -> list[Float[Array, 'b 1 e']]:
-    spec = sharding.in_force(P(sharding.ROWS, None, None))
+    spec = sharding.in_force(sharding.rows(3))
     m = jnp.einsum('bd,dne->bne', jax.nn.silu(c_BD), self.w[...].astype(c_BD.dtype), out_sharding=spec)
     m_BNE = (m + self.b[...].astype(m.dtype)[None]).astype(jnp.float32)
     return [m_BNE[:, i, None] for i in range(m.shape[1])]
@@ -182,7 +179,7 @@ class Row(nnx.Pytree):
 
   def __init__(self, frequencies, grid: tuple[int, int, int], padding: int, mask_BS):
     B, L = len(mask_BS), math.prod(grid) + padding
-    position_L3, spec = np.pad(positions(*grid), ((0, padding), (0, 0))), P('context', 'tensor', None)
+    position_L3, spec = np.pad(positions(*grid), ((0, padding), (0, 0))), sharding.LNK
     angle_LNk = jnp.einsum('la,ank->lnk', position_L3, frequencies.astype(jnp.float32),
                            out_sharding=sharding.in_force(spec))
     self.cos, self.sin = jnp.cos(angle_LNk)[None], jnp.sin(angle_LNk)[None]
@@ -220,7 +217,7 @@ class Pool(nnx.Module):
     seen = jnp.pad(mask_BS, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
     weights = jax.nn.softmax(jnp.where(seen, logits, -1e30), -1).astype(v.dtype)
     a_BNK = jnp.einsum('bnqs,bsnk->bqnk', weights, v)[:, 0]
-    spec = sharding.in_force(P(sharding.ROWS, None))
+    spec = sharding.in_force(sharding.rows(2))
     return self.out(jnp.reshape(a_BNK, (len(a_BNK), -1), out_sharding=spec))
 
 
@@ -234,7 +231,7 @@ class MochiTransformer(nnx.Module):
     self.pool = Pool(config.text_embed_dim, D, rngs=rngs)
     self.text = Linear(config.text_embed_dim, config.pooled_projection_dim, rngs=rngs)
     self.frequencies = layers.param(layers.normal(1.0), rngs.params(), (
-        3, config.num_attention_heads, config.attention_head_dim // 2), P(None, 'tensor', None))
+        3, config.num_attention_heads, config.attention_head_dim // 2), sharding.A_NK)
     # One block's initialisation, mapped: traced one by one, those of 47 blocks take minutes.
     keys = jax.random.split(rngs.params(), config.num_layers - 1)
     self.blocks = jax.lax.map(lambda key: Block(config, rngs=layers.Rngs(key)), keys)

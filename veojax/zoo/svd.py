@@ -13,7 +13,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
 from veojax import processes, sharding
@@ -161,7 +160,7 @@ def sample(unet: SVDUNet, noise: Float[Array, 'b t h w c'] | np.ndarray, first: 
   network, which stands in the program once. scales: of the frames' guidance; None is none."""
   noise, first, vector, conditions = (layers.reshard(jnp.asarray(x, jnp.float32), sharding.B)
                                       for x in (noise, first, vector, conditions))
-  given = jax.tree.map(lambda x: layers.reshard(jnp.stack([x, jnp.zeros_like(x)]), P(None, sharding.ROWS)),
+  given = jax.tree.map(lambda x: layers.reshard(jnp.stack([x, jnp.zeros_like(x)]), sharding.stacked(sharding.B)),
                        (first, vector))
 
   def predict(x, level, first, vector):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from veojax import sharding
@@ -25,7 +24,7 @@ from veojax.zoo.mochi_transformer import sinusoid
 from veojax.zoo.transforms import Transform
 from veojax.zoo.unet_layers import (
     GEGLU, Attention, ClipNorm, Conv, Downsample, Embedding, GroupNorm, LayerNorm, Linear, TimedResidualBlock, Tokens,
-    TransformerBlock, Upsample, part)
+    TransformerBlock, Upsample)
 from veojax.zoo.weight_table import Rule
 
 # Fields of config.json that do not change what is computed.
@@ -83,7 +82,7 @@ class TimeConv(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
     init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-    spec = P(None, None, part('fsdp', inputs), part('tensor', outputs))
+    spec = sharding.dividing(sharding.HWD_F, None, None, inputs, outputs)
     self.kernel = layers.param(init, rngs.params(), (3, 1, inputs, outputs), spec)
     self.bias = layers.param(layers.zeros, rngs.params(), (outputs,))
 
@@ -144,11 +143,12 @@ class TimeAttention(Attention):
   def __call__(self, h_BLD: Tokens, num_frames: int) -> Tokens:
     q, k, v = (self.heads(h_BLD, w, sharding.BLNK) for w in (self.w_q, self.w_k, self.w_v))
     rows, *sizes = q.shape
-    spec = P(sharding.ROWS, None, *sharding.BLNK[1:2], part('tensor', sizes[1]), None)
-    q, k, v = (jnp.reshape(x, (rows // num_frames, num_frames, *sizes), out_sharding=sharding.in_force(spec))
+    in_time = sharding.in_force(sharding.dividing(sharding.BTLNK, None, None, None, sizes[1]))
+    in_rows = sharding.in_force(sharding.dividing(sharding.BLNK, None, None, sizes[1]))
+    q, k, v = (jnp.reshape(x, (rows // num_frames, num_frames, *sizes), out_sharding=in_time)
                for x in (q, k, v))
     a = unet_layers.attend_in_time(q, k, v)
-    return self.out(jnp.reshape(a, (rows, *sizes), out_sharding=sharding.in_force(P(spec[0], *spec[2:]))))
+    return self.out(jnp.reshape(a, (rows, *sizes), out_sharding=in_rows))
 
 
 class TimeBlock(TransformerBlock):

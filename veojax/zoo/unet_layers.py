@@ -27,21 +27,16 @@ TRANSFORMER_EPS = 1e-6  # of the group norm before a transformer
 Tokens = Float[Array, 'rows tokens _d']
 
 
-def part(axis: str, number: int) -> str | None:
-  """The axis, where it divides so many."""
-  return axis if number % sharding.size(axis) == 0 else None
-
-
 class Linear(nnx.Module):
   """x W + b over the last dim."""
 
   def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-    spec = P(part('fsdp', inputs), part('tensor', outputs))
+    spec = sharding.dividing(sharding.D_F, inputs, outputs)
     self.w = layers.param(layers.lecun_normal(), rngs.params(), (inputs, outputs), spec)
     self.b = layers.param(layers.zeros, rngs.params(), (outputs,))
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b e']:
-    spec = sharding.in_force(P(sharding.ROWS, *(None,) * (x.ndim - 1)))
+    spec = sharding.in_force(sharding.rows(x.ndim))
     return conv.add_bias(jnp.einsum('...d,de->...e', x, self.w[...].astype(x.dtype), out_sharding=spec), self.b[...])
 
 
@@ -52,7 +47,7 @@ class Conv(nnx.Module):
                rngs: nnx.Rngs):
     self.stride, self.padding = stride, padding
     init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-    spec = P(None, None, part('fsdp', inputs), part('tensor', outputs))
+    spec = sharding.dividing(sharding.HWD_F, None, None, inputs, outputs)
     self.kernel = layers.param(init, rngs.params(), (size, size, inputs, outputs), spec)
     self.bias = layers.param(layers.zeros, rngs.params(), (outputs,))
 
@@ -181,12 +176,12 @@ class Attention(nnx.Module):
   """Tokens look at those of their row, or at those of their clip's context."""
 
   def __init__(self, width: int, num_heads: int, head_dim: int, context_dim: int | None = None, *, rngs: nnx.Rngs):
-    heads, init = part('tensor', num_heads), layers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    init = layers.lecun_normal(in_axis=0, out_axis=(1, 2))
     into = lambda inputs: layers.param(init, rngs.params(), (inputs, num_heads, head_dim),
-                                       P(part('fsdp', inputs), heads, None))
+                                       sharding.dividing(sharding.D_NK, inputs, num_heads))
     self.w_q, self.w_k, self.w_v = into(width), into(context_dim or width), into(context_dim or width)
     self.w_out = layers.param(layers.lecun_normal(in_axis=(0, 1), out_axis=2), rngs.params(),
-                              (num_heads, head_dim, width), P(heads, None, part('fsdp', width)))
+                              (num_heads, head_dim, width), sharding.dividing(sharding.NK_D, num_heads, None, width))
     self.b_out = layers.param(layers.zeros, rngs.params(), (width,))
 
   def __call__(self, h_BLD: Tokens, segment_BL: Int[Array, 'rows tokens'],
@@ -203,7 +198,7 @@ class Attention(nnx.Module):
     return self.out(attend(q, k, v, segment_BL, jnp.ones(k.shape[:2], segment_BL.dtype)))
 
   def heads(self, x_BLD, w, spec=sharding.BSNK):
-    return layers.einsum('bld,dnk->blnk', x_BLD, w[...], P(*spec[:2], part('tensor', w.shape[1]), None))
+    return layers.einsum('bld,dnk->blnk', x_BLD, w[...], sharding.dividing(spec, None, None, w.shape[1]))
 
   def out(self, a_BLNK):
     spec = sharding.BLD if a_BLNK.shape[1] > 1 else sharding.B
@@ -223,7 +218,7 @@ def attend(q_BLNK, k_BSNK, v_BSNK, segment_BL, segment_BS):
   fill = ((0, 0), (0, 0), (0, -N % sharding.size('tensor')), (0, 0))
   segments = (layers.reshard(s, spec) for s, spec in ((segment_BL, sharding.BL), (segment_BS, sharding.B)))
   a = attention.attention(*(jnp.pad(x, fill) for x in (q_BLNK, k_BSNK, v_BSNK)), *segments)
-  return a if a.shape[2] == N else layers.reshard(a, P(sharding.ROWS, 'context', None, None))[:, :, :N]
+  return a if a.shape[2] == N else layers.reshard(a, sharding.dividing(sharding.BLNK, None, None, N))[:, :, :N]
 
 
 class GEGLU(nnx.Module):
@@ -231,14 +226,14 @@ class GEGLU(nnx.Module):
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     F, init = 4 * width, layers.lecun_normal()
-    up, down = P(part('fsdp', width), part('tensor', F)), P(part('tensor', F), part('fsdp', width))
+    up, down = sharding.dividing(sharding.D_F, width, F), sharding.dividing(sharding.F_D, F, width)
     self.w_up, self.w_gate = (layers.param(init, rngs.params(), (width, F), up) for _ in 'ug')
     self.b_up, self.b_gate = (layers.param(layers.zeros, rngs.params(), (F,)) for _ in 'ug')
     self.w_down = layers.param(init, rngs.params(), (F, width), down)
     self.b_down = layers.param(layers.zeros, rngs.params(), (width,))
 
   def __call__(self, h_BLD: Tokens) -> Tokens:
-    spec = P(*sharding.BLF[:2], part('tensor', self.w_up.shape[1]))
+    spec = sharding.dividing(sharding.BLF, None, None, self.w_up.shape[1])
     up, gate = (conv.add_bias(layers.einsum('bld,df->blf', h_BLD, w[...], spec), b[...])
                 for w, b in ((self.w_up, self.b_up), (self.w_gate, self.b_gate)))
     h_BLF = up * jax.nn.gelu(gate, approximate=False)
