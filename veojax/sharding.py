@@ -9,8 +9,8 @@ Of several slices, which only a data centre's network joins, `data` runs over th
 that slices send each other is the sum of their gradients.
 
 Every transformer (its text encoder and audio head within it), T5, CLIP and the U-Nets have layouts for their
-parameters, which training, generation and evaluation use alike. The VAEs have none: their parameters and optimizer state
-are whole on every device. Their training splits a batch over its rows alone (`B`), so that `context` and `tensor`
+parameters, which training, generation and evaluation use alike. The VAEs have none: their parameters and optimizer
+state are whole on every device. Their training splits a batch over its rows alone (`B`), so that `context` and `tensor`
 compute the same again; their work on a clip lies on a mesh of its own (`CLIP`). Published autoencoders, which are not
 trained, are whole on every device too.
 """

@@ -22,8 +22,8 @@ from veojax.config import nearest
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Bytes, FLOPs and seconds are those of one chip and one call; num_chips: that the program runs on. Where the compiler
-  refuses the program, what only a compiled program tells is None or empty."""
+  """Bytes, FLOPs and seconds are those of one chip and one call; num_chips: that the program runs on. Where the
+  compiler refuses the program, what only a compiled program tells is None or empty."""
   topology: str
   chip: str
   num_chips: int

@@ -78,7 +78,8 @@ class Modulation(nnx.Module):
   """silu(c) W + b: `number` vectors of `width` for each example, float32."""
 
   def __init__(self, inputs: int, number: int, width: int, *, rngs: nnx.Rngs):
-    self.w = layers.param(layers.lecun_normal(in_axis=0, out_axis=(1, 2)), rngs.params(), (inputs, number, width), sharding.D_NE)
+    init = layers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    self.w = layers.param(init, rngs.params(), (inputs, number, width), sharding.D_NE)
     self.b = layers.param(layers.zeros, rngs.params(), (number, width))
 
   def __call__(self, c_BD: Float[Array, 'b d']) -> list[Float[Array, 'b 1 e']]:
