@@ -141,5 +141,7 @@ def test_an_axis_that_does_not_divide_its_dim_is_left_out():
   with sharding.use(MeshConfig(data=1, fsdp=2, tensor=4)):
     assert sharding.dividing(sharding.D_NK, 6, 8) == sharding.D_NK
     assert sharding.dividing(sharding.D_NK, 5, 8) == P(None, 'tensor', None)
-    assert sharding.dividing(sharding.NK_D, 6, None, 6) == P(None, None, 'fsdp')
+    assert sharding.dividing(sharding.NK_D, 6, None, 6) == P(None, None, sharding.PARTS)
     assert sharding.dividing(sharding.BLNK, None, None, 6) == P(sharding.ROWS, 'context', None, None)
+  with sharding.use(MeshConfig(data=1, fsdp=2, context=4)):
+    assert [sharding.dividing(sharding.C_D, 3, size)[1] for size in (8, 6, 5)] == [sharding.PARTS, 'fsdp', None]

@@ -1,9 +1,10 @@
 """The mesh, the names of its axes, and every layout of the project: a spec that is not here is one of these with a dim
 more or fewer, or is seen by one function alone.
 
-Four axes: `data` and `fsdp` split the rows of a batch (parameters are split over `fsdp` only), `context` splits the
-tokens of a row, `tensor` splits heads and MLP width. A machine with one device has a mesh of ones, and runs the same
-code. Axes are Explicit: an array's type says how it lies, and an ambiguous contraction is an error, not a surprise.
+Four axes: `data` and `fsdp` split the rows of a batch, `context` splits the tokens of a row, `tensor` splits heads and
+MLP width; parameters are split over `fsdp`, `context` and `tensor`. A machine with one device has a mesh of ones, and
+runs the same code. Axes are Explicit: an array's type says how it lies, and an ambiguous contraction is an error, not a
+surprise.
 
 Of several slices, which only a data centre's network joins, `data` runs over the slices first and then within them: all
 that slices send each other is the sum of their gradients.
@@ -44,15 +45,17 @@ CLIP_AXES = ('tile', 'time', 'height')
 CLIP = P(*CLIP_AXES)
 TILE = P('tile')
 
-# Parameters, named by their dims.
-D_NK = P('fsdp', 'tensor', None)
-NK_D = P('tensor', None, 'fsdp')
-D_F = P('fsdp', 'tensor')
-F_D = P('tensor', 'fsdp')
-C_D = P(None, 'fsdp')
-D_C = P('fsdp', None)
-D_6D = P(None, None, 'fsdp')
-D_NE = P('fsdp', None, 'tensor')         # N vectors that modulate
+# Parameters, named by their dims. What splits the tokens of a row splits parameters too, and with them gradients and
+# the optimizer's state; a device gathers a layer's when it comes to it (ZeRO's stage 3; Rajbhandari et al. 2020).
+PARTS = ('fsdp', 'context')
+D_NK = P(PARTS, 'tensor', None)
+NK_D = P('tensor', None, PARTS)
+D_F = P(PARTS, 'tensor')
+F_D = P('tensor', PARTS)
+C_D = P(None, PARTS)
+D_C = P(PARTS, None)
+D_6D = P(None, None, PARTS)
+D_NE = P(PARTS, None, 'tensor')          # N vectors that modulate
 HWD_F = P(None, None, 'fsdp', 'tensor')  # a kernel over two dims
 A_NK = P(None, 'tensor', None)           # of each axis of positions
 REPLICATED = P()
@@ -195,9 +198,15 @@ def over_data(spec: P) -> P:
 
 
 def dividing(spec: P, *sizes: int | None) -> P:
-  """The layout without the axes that do not divide the sizes of their dims; None, or no size, keeps an axis."""
+  """The layout without the axes that do not divide the sizes of their dims, of several the last first; None, or no
+  size, keeps them all."""
+  def fitting(axes, number):
+    several = axes if isinstance(axes, tuple) else (axes,)
+    while several and number and number % math.prod(map(size, several)):
+      several = several[:-1]
+    return several if len(several) > 1 else several[0] if several else None
   sizes += (None,) * (len(spec) - len(sizes))
-  return P(*(None if number and axis and number % size(axis) else axis for axis, number in zip(spec, sizes)))
+  return P(*(axes and fitting(axes, number) for axes, number in zip(spec, sizes)))
 
 
 def whole_rows(spec: P) -> P:

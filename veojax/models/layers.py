@@ -37,8 +37,8 @@ class _Stream(nnx.RngStream):
 
 
 def param(init, key, shape, spec=sharding.REPLICATED) -> nnx.Param:
-  """A float32 parameter laid out as `spec` over the mesh in force."""
-  return nnx.Param(init(key, shape, jnp.float32, out_sharding=sharding.in_force(spec)))
+  """A float32 parameter laid out as `spec` over the mesh in force, but for axes that do not divide their dims."""
+  return nnx.Param(init(key, shape, jnp.float32, out_sharding=sharding.in_force(sharding.dividing(spec, *shape))))
 
 
 def einsum(subscripts, x, w, spec=None):

@@ -82,8 +82,7 @@ class TimeConv(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
     init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-    spec = sharding.dividing(sharding.HWD_F, None, None, inputs, outputs)
-    self.kernel = layers.param(init, rngs.params(), (3, 1, inputs, outputs), spec)
+    self.kernel = layers.param(init, rngs.params(), (3, 1, inputs, outputs), sharding.HWD_F)
     self.bias = layers.param(layers.zeros, rngs.params(), (outputs,))
 
   def __call__(self, x_BTHWC: Video) -> Video:

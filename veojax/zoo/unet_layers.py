@@ -31,8 +31,7 @@ class Linear(nnx.Module):
   """x W + b over the last dim."""
 
   def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-    spec = sharding.dividing(sharding.D_F, inputs, outputs)
-    self.w = layers.param(layers.lecun_normal(), rngs.params(), (inputs, outputs), spec)
+    self.w = layers.param(layers.lecun_normal(), rngs.params(), (inputs, outputs), sharding.D_F)
     self.b = layers.param(layers.zeros, rngs.params(), (outputs,))
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b e']:
@@ -47,8 +46,7 @@ class Conv(nnx.Module):
                rngs: nnx.Rngs):
     self.stride, self.padding = stride, padding
     init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-    spec = sharding.dividing(sharding.HWD_F, None, None, inputs, outputs)
-    self.kernel = layers.param(init, rngs.params(), (size, size, inputs, outputs), spec)
+    self.kernel = layers.param(init, rngs.params(), (size, size, inputs, outputs), sharding.HWD_F)
     self.bias = layers.param(layers.zeros, rngs.params(), (outputs,))
 
   def __call__(self, x_BTHWC: Video) -> Video:
@@ -177,11 +175,10 @@ class Attention(nnx.Module):
 
   def __init__(self, width: int, num_heads: int, head_dim: int, context_dim: int | None = None, *, rngs: nnx.Rngs):
     init = layers.lecun_normal(in_axis=0, out_axis=(1, 2))
-    into = lambda inputs: layers.param(init, rngs.params(), (inputs, num_heads, head_dim),
-                                       sharding.dividing(sharding.D_NK, inputs, num_heads))
+    into = lambda inputs: layers.param(init, rngs.params(), (inputs, num_heads, head_dim), sharding.D_NK)
     self.w_q, self.w_k, self.w_v = into(width), into(context_dim or width), into(context_dim or width)
     self.w_out = layers.param(layers.lecun_normal(in_axis=(0, 1), out_axis=2), rngs.params(),
-                              (num_heads, head_dim, width), sharding.dividing(sharding.NK_D, num_heads, None, width))
+                              (num_heads, head_dim, width), sharding.NK_D)
     self.b_out = layers.param(layers.zeros, rngs.params(), (width,))
 
   def __call__(self, h_BLD: Tokens, segment_BL: Int[Array, 'rows tokens'],
