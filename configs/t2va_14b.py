@@ -4,20 +4,21 @@ second, 75 600 + 127 tokens), or several shorter clips, or images.
   veojax train --config configs/t2va_14b.py --workdir gs://BUCKET/t2va_14b --config.data=DATA
   veojax compile --config configs/t2va_14b.py --topology v5p:4x4x4
 
-Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 43.1 of a
-chip's 95.7 GiB, 55 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.12
-of the compute; a step of 14.1 s at the chips' peak and 18.2 s by estimated cycles, an MFU of at most 64 % by these.
+Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 30.4 of a
+chip's 95.7 GiB, 68 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.19
+of the compute; a step of 14.1 s at the chips' peak and 18.4 s by estimated cycles, an MFU of at most 63 % by these.
 
-The smallest of other chips that hold it (the README has what they need), activations waiting in the host's memory:
+The smallest of each kind of chip that it was compiled for (the README has what they need), activations waiting in the
+host's memory:
 
+  veojax compile --config configs/t2va_14b.py --topology v5e:8x8 --config.mesh.fsdp=8 --config.mesh.context=8 \
+    --config.loop.batch_size=8 --config.loop.accumulate=2 --config.dit.remat=offload
+  veojax compile --config configs/t2va_14b.py --topology v5p:2x2x1 --config.mesh.fsdp=1 --config.mesh.context=4 \
+    --config.loop.batch_size=1 --config.loop.accumulate=16 --config.dit.remat=offload
+  veojax compile --config configs/t2va_14b.py --topology v6e:4x8 --config.mesh.fsdp=4 --config.mesh.context=8 \
+    --config.loop.batch_size=4 --config.loop.accumulate=4 --config.dit.remat=offload
   veojax compile --config configs/t2va_14b.py --topology v7x:2x2x1 --config.mesh.fsdp=8 --config.mesh.context=1 \
     --config.loop.batch_size=8 --config.loop.accumulate=2 --config.dit.remat=offload
-  veojax compile --config configs/t2va_14b.py --topology v5e:16x16 --config.mesh.fsdp=32 --config.mesh.context=8 \
-    --config.loop.batch_size=32 --config.dit.remat=offload
-
-and v6e, where they need not:
-
-  veojax compile --config configs/t2va_14b.py --topology v6e:8x16 --config.mesh.fsdp=16 --config.mesh.context=8
 """
 import ml_collections
 
