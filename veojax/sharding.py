@@ -214,6 +214,11 @@ def whole_rows(spec: P) -> P:
   return P(None, *spec[1:])
 
 
+def whole_parts(spec: P) -> P:
+  """The layout of a parameter that is gathered over what splits rows and tokens."""
+  return P(*(None if axes in (PARTS, *PARTS) else axes for axes in spec))
+
+
 def default_mesh(rows: int | None = None):
   """A context with a mesh in force: the one that is, or else one of this process's devices: along `data` as many as
   divide `rows`, along `context` the rest; all along `data` where nothing is said of rows."""

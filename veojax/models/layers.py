@@ -50,7 +50,10 @@ def einsum(subscripts, x, w, spec=None):
   w, spec = w.astype(x.dtype), spec and sharding.in_force(spec)
   terms, result = subscripts.split('->')
   tokens = result[:2]
-  if tokens not in ('bl', 'bs') or sharding.size('context') > 1:
+  if sharding.size('context') > 1:
+    # Gathered here: left to the compiler, some are sent round a ring while their products are computed twice.
+    return jnp.einsum(subscripts, x, reshard(w, sharding.whole_parts(jax.typeof(w).sharding.spec)), out_sharding=spec)
+  if tokens not in ('bl', 'bs'):
     return jnp.einsum(subscripts, x, w, out_sharding=spec)
   rows = sharding.in_force(sharding.B)
   flat = jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=rows and _flat(jax.typeof(x).sharding.spec))
