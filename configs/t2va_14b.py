@@ -4,8 +4,8 @@ second, 75 600 + 127 tokens), or several shorter clips, or images.
   veojax train --config configs/t2va_14b.py --workdir gs://BUCKET/t2va_14b --config.data=DATA
   veojax compile --config configs/t2va_14b.py --topology v5p:4x4x4
 
-Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 30.4 of a
-chip's 95.7 GiB, 68 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.19
+Hardware: v5p:4x4x4 (64 chips), 16 rows a step: one row, a clip of 720p, on 4 chips. Expect, by the compiler: 31.6 of a
+chip's 95.7 GiB, 67 % to spare; executed FLOPs 1.22 x the model's, the attention kernel's output being kept; links 0.19
 of the compute; a step of 14.1 s at the chips' peak and 18.4 s by estimated cycles, an MFU of at most 63 % by these.
 
 The smallest of each kind of chip that it was compiled for (the README has what they need), activations waiting in the
