@@ -41,7 +41,8 @@ def variant(name: str, data: str, num_steps: int):
       encoder_depths=(1,) * (stages - 1) + (2,), decoder_depths=(1,) * (stages - 1) + (2,))
   crop = dataclasses.replace(base.crop, num_frames=CROP[0], height=CROP[1], width=CROP[1])
   loop = dataclasses.replace(base.loop, num_steps=num_steps, batch_size=2, sample_every=0, save_every=500)
-  return dataclasses.replace(base, data=data, model=model, crop=crop, loop=loop)
+  overlap = max(base.overlap, spatial)  # of the tiles, in whole latents
+  return dataclasses.replace(base, data=data, model=model, crop=crop, loop=loop, overlap=overlap)
 
 
 def measure(codec, clips) -> dict:
