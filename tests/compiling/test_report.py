@@ -142,6 +142,19 @@ def test_every_shipped_config_compiles_for_its_smallest_topology(path, stage):
 
 
 @pytest.mark.slow
+@needs_libtpu
+def test_figures_are_told_as_json(tmp_path):
+  config = tmp_path / 'small.py'
+  config.write_text(f'def get_config():\n  return {SMALL!r}\n')
+  told = subprocess.run([sys.executable, '-m', 'veojax.cli', 'compile', '--config', config, '--json', '--topology',
+                         'v5e:1x1', '--stage', 'encode', *ONE_CHIP.split()], cwd=ROOT, capture_output=True, check=True)
+  found = json.loads(told.stdout)
+  assert found['chip'] == 'v5e' and found['stage'] == 'encode' and found['num_chips'] == 1
+  assert 0 < found['arguments'] < found['peak'] < found['hbm'] == pytest.approx(15.75 * GIB)
+  assert found['executed_flops']['matrix'] > 0 and not found['traffic']
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_GPU_COMPILER, reason="pip install 'veojax[gpu]'")
 def test_a_small_step_compiles_for_gpus(tmp_path):
   config = tmp_path / 'small.py'
