@@ -8,6 +8,8 @@ window of 1920×1080 (the codec fills up to 1088) is 171 360 + 127 tokens and it
 
   veojax train --config configs/t2va_1080p_60s.py --workdir gs://BUCKET/t2va_1080p --config.data=DATA
   veojax compile --config configs/t2va_1080p_60s.py --topology v5p:4x4x4
+  veojax compile --config configs/t2va_1080p_60s.py --topology v6e:4x8 --config.mesh.fsdp=4 --config.mesh.context=8 \
+    --config.loop.batch_size=4 --config.loop.accumulate=2 --config.dit.remat=offload
   veojax compile --config configs/t2va_1080p_60s.py --topology v5p:2x2x1 --stage generate \
     --config.mesh.fsdp=1 --config.mesh.context=1 --config.mesh.tensor=4
 

@@ -13,12 +13,12 @@ host's memory:
 
   veojax compile --config configs/t2va_14b.py --topology v5e:8x8 --config.mesh.fsdp=8 --config.mesh.context=8 \
     --config.loop.batch_size=8 --config.loop.accumulate=2 --config.dit.remat=offload
-  veojax compile --config configs/t2va_14b.py --topology v5p:2x2x1 --config.mesh.fsdp=1 --config.mesh.context=4 \
-    --config.loop.batch_size=1 --config.loop.accumulate=16 --config.dit.remat=offload
-  veojax compile --config configs/t2va_14b.py --topology v6e:4x8 --config.mesh.fsdp=4 --config.mesh.context=8 \
-    --config.loop.batch_size=4 --config.loop.accumulate=4 --config.dit.remat=offload
-  veojax compile --config configs/t2va_14b.py --topology v7x:2x2x1 --config.mesh.fsdp=8 --config.mesh.context=1 \
-    --config.loop.batch_size=8 --config.loop.accumulate=2 --config.dit.remat=offload
+  veojax compile --config configs/t2va_14b.py --topology v5p:2x2x2 --config.mesh.fsdp=2 --config.mesh.context=4 \
+    --config.loop.batch_size=2 --config.loop.accumulate=8 --config.dit.remat=offload
+  veojax compile --config configs/t2va_14b.py --topology v7x:2x2x1 --config.mesh.fsdp=2 --config.mesh.context=4 \
+    --config.loop.batch_size=2 --config.loop.accumulate=8 --config.dit.remat=offload
+  veojax compile --config configs/t2va_14b.py --topology v6e:4x4 --config.mesh.fsdp=2 --config.mesh.context=8 \
+    --config.loop.batch_size=2 --config.loop.accumulate=8 --config.dit.remat=offload
 """
 import ml_collections
 

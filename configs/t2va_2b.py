@@ -4,9 +4,9 @@
   veojax train --config configs/t2va_2b.py --workdir gs://BUCKET/t2va_2b --config.data=DATA
   veojax compile --config configs/t2va_2b.py --topology v5e:4x4
 
-Hardware: v5e:4x4 (16 chips), 8 rows a step: a clip of 480p on two chips. Expect, by the compiler: 14.5 of a chip's
-15.75 GiB, 8 % to spare; executed FLOPs 1.22 x the model's; links 0.14 of the compute; a step of 4.6 s at the chips' peak
-and 6.4 s by estimated cycles, an MFU of at most 59 % by these. One H100 trains rows of 32 768 tokens in 55.5 of 75.1
+Hardware: v5e:4x4 (16 chips), 8 rows a step: a clip of 480p on two chips. Expect, by the compiler: 11.9 of a chip's
+15.75 GiB, 24 % to spare; executed FLOPs 1.22 x the model's; links 0.15 of the compute; a step of 4.6 s at the chips' peak
+and 6.3 s by estimated cycles, an MFU of at most 60 % by these. One H100 trains rows of 32 768 tokens in 55.5 of 75.1
 GiB, by its compiler:
 
   veojax compile --config configs/t2va_2b.py --topology h100:1x1x1 --config.mesh.fsdp=1 --config.mesh.context=1 \
