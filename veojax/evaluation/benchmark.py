@@ -7,6 +7,7 @@ of the truth ('codec'), and the floor ('shuffled': captions, or sounds, of other
 them, 'made' and 'shuffled'. A value that is undefined for a clip is left out of its row: it lowers the coverage, and is
 never 0.
 """
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -84,7 +85,7 @@ def keep_nothing(column: str, index: int, clip: Clip):
   """A `keep` for where no clip is wanted."""
 
 
-class Benchmark:
+class Benchmark(abc.ABC):
   """METRICS: {name: Metric}. KEY: the metrics that a first look needs. WORST: the metric by which a report shows its
   worst clips first; '' where none belongs to single clips. MEANING: what the columns are, as a report says it. NOTE:
   what else it must say."""
@@ -96,19 +97,19 @@ class Benchmark:
   MEANING = MEANING
   NOTE = ''
 
+  @abc.abstractmethod
   def fitted(self, subject: Subject) -> 'Benchmark':
     """The benchmark with all that it takes from the subject written into its fields (sizes of clips): what is equal
     then gives equal rows."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def parts(self, subject: Subject) -> tuple[str, ...]:
     """The pieces of work that the subject allows, of PARTS."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def rows(self, subject: Subject, part: str, indices: Sequence[int], keep: Keep) -> dict[str, list[Row]]:
     """{column: a row for every index}; pure, and row i is the same whatever else is asked for. keep(column, index,
     clip) may be called with clips that a report could show."""
-    raise NotImplementedError
 
   def read(self, parts: Iterable[dict[str, list[Row]]]) -> tuple[dict[str, list[Row]], dict[str, dict[str, Score]]]:
     """(rows, `scores` of them) of what `rows` gave for some indices at a time."""

@@ -27,8 +27,20 @@ EPS = 1e-6
 IGNORED = frozenset(('force_upcast', 'sample_size'))
 
 
+class Compression:
+  """Of an autoencoder that halves the sides between two of its stages, and takes each frame alone."""
+
+  @property
+  def temporal_compression(self) -> int:
+    return 1
+
+  @property
+  def spatial_compression(self) -> int:
+    return 2 ** (len(self.block_out_channels) - 1)
+
+
 @dataclasses.dataclass(frozen=True)
-class KLVAEConfig:
+class KLVAEConfig(Compression):
   """The fields of config.json, and the dtype of the computation."""
   in_channels: int = 3
   out_channels: int = 3
@@ -54,14 +66,6 @@ class KLVAEConfig:
     if len(self.down_block_types) != stages or len(self.up_block_types) != stages:
       raise ValueError(f'block_out_channels={self.block_out_channels} for {len(self.down_block_types)} stages down and '
                        f'{len(self.up_block_types)} up; give one width for each')
-
-  @property
-  def temporal_compression(self) -> int:
-    return 1
-
-  @property
-  def spatial_compression(self) -> int:
-    return 2 ** (len(self.block_out_channels) - 1)
 
 
 def check_widths(widths: Sequence[int], groups: int):

@@ -30,7 +30,7 @@ IGNORED = kl_vae.IGNORED
 
 
 @dataclasses.dataclass(frozen=True)
-class SVDVAEConfig:
+class SVDVAEConfig(kl_vae.Compression):
   """The fields of config.json, and the dtype of the computation."""
   in_channels: int = 3
   out_channels: int = 3
@@ -46,14 +46,6 @@ class SVDVAEConfig:
     if len(self.down_block_types) != len(self.block_out_channels):
       raise ValueError(f'block_out_channels={self.block_out_channels} for {len(self.down_block_types)} stages; give one '
                        'width for each')
-
-  @property
-  def temporal_compression(self) -> int:
-    return 1
-
-  @property
-  def spatial_compression(self) -> int:
-    return 2 ** (len(self.block_out_channels) - 1)
 
 
 class Residual(nnx.Module):
