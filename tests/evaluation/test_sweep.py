@@ -150,6 +150,15 @@ class Sets(SetBenchmark):
   def __init__(self, protocol):
     self.METRICS = set_distance.metrics(protocol)
 
+  def fitted(self, subject):
+    return self
+
+  def parts(self, subject):
+    return ('made', 'truth')
+
+  def rows(self, subject, part, indices, keep):
+    return {part: [Row(i) for i in indices]}
+
 
 def of_sets(protocol: str, shift: float) -> sweep.Outcome:
   rng, bench = np.random.default_rng(int(10 * shift)), Sets(protocol)
