@@ -1,4 +1,5 @@
 """`veojax train`: a config, a work directory, and whatever of it is not done yet."""
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -81,7 +82,8 @@ def stage_of(config, workdir) -> loop.Stage:
     both = [codec_of(config, workdir, kind) for kind in codecs.KINDS]
     with sharding.default_mesh():
       stage = TransformerStage(config, workdir, *both)
-    stage.describe(workdir)
+    with written(workdir):
+      stage.describe(workdir)
   elif type(config) in IN_FOLDER:
     stage = IN_FOLDER[type(config)](config, workdir)
   else:
@@ -92,7 +94,7 @@ def stage_of(config, workdir) -> loop.Stage:
 def remember(config, workdir):
   """Writes config.json; on a second start compares, tells what changed, and refuses what would be another model."""
   path, tree = workdir / 'config.json', door.to_tree(config)
-  try:
+  with written(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
       # With the defaults of keys that are newer than the run.
@@ -105,8 +107,16 @@ def remember(config, workdir):
       for line in changed:
         console.Console().print(f'changed since the last start: {line}', highlight=False)
     files.write(path, json.dumps(tree, indent=2).encode())
+
+
+@contextlib.contextmanager
+def written(workdir):
+  """What goes wrong in writing to a work directory, as one line with the remedy."""
+  try:
+    yield
   except OSError as error:
-    raise ValueError(f'{workdir} cannot be written ({error.strerror}); give a --workdir you can write to') from None
+    raise ValueError(f'{workdir} cannot be written ({error.strerror or error}); free some space, or give a --workdir you '
+                     'can write to') from None
 
 
 def codec_of(config: TransformerRun, workdir, kind: str):
