@@ -75,8 +75,10 @@ class _Canvas:
   def __init__(self, num_frames, height, width):
     self.shape = (num_frames, height, width, 3)
     self.flat = np.empty((num_frames * height * width + 1, 3), np.float32)
-    self.flat[:] = np.float32(BACKGROUND) * 255
     self.video = self.flat[:-1].reshape(self.shape)
+    row = np.tile(np.float32(BACKGROUND) * 255, width)
+    self.video.reshape(-1, len(row))[:] = row  # rows are filled faster than pixels
+    self.flat[-1] = row[:3]
 
   def shapes(self, shape, frames, centre, radius, reach, colour):
     """Draws M shapes: frames int[M], centre float[M, 2] and radius float[M] in widths; reach is half-width/radius."""

@@ -39,12 +39,13 @@ class Impact:
 def impacts(record: Record) -> list[Impact]:
   """Every ring of the record in order of time. Change or drop some, and `synthesize` gives the counterfactual track."""
   scene, found = record.scene, []
-  for event in record.events:
-    centre = world_view.screen(record, [event.time])[0][0]
+  centres, _ = world_view.screen(record, [event.time for event in record.events])
+  pans = pan(centres[..., 0])
+  for event, centre, panned in zip(record.events, centres, pans):
     for i in event.instances:
       thing, (x, y) = scene.objects[i], centre[i]
       heard = 1. if 0 <= x <= 1 and 0 <= y <= scene.aspect else .5
-      gains = tuple(heard * float(g) for g in pan(x))
+      gains = tuple(heard * float(g) for g in panned[i])
       found.append(Impact(event.time, i, thing.material, thing.radius, event.impulse, float(x), gains))
   return found
 

@@ -83,17 +83,23 @@ def visibility_events(record: Record) -> list[dict]:
   duration, aspect = record.scene.duration, record.scene.aspect
   grid = np.linspace(0., duration, max(2, math.ceil(duration / GRID) + 1))
   absent = _absent(record, grid)
-  found = []
-  for k, what, i in zip(*np.nonzero(absent[1:] != absent[:-1])):
-    low, high, before = grid[k], grid[k + 1], absent[k, what, i]
-    while high - low > 1e-12:
-      middle = .5 * (low + high)
-      if middle in (low, high):
-        break
-      low, high = (middle, high) if _absent(record, [middle])[0, what, i] == before else (low, middle)
-    kind = (('exit', 'enter'), ('hidden', 'reappear'))[what][int(before)]
-    x, y = screen(record, [high])[0][0, i]
+  k, what, which = np.nonzero(absent[1:] != absent[:-1])
+  before, found = absent[k, what, which], []
+  times = _bisect(record, grid[k], grid[k + 1], what, which, before)
+  centre = screen(record, times)[0] if len(k) else ()
+  for time, crossed, i, was, (x, y) in zip(times, what, which, before, (at[i] for at, i in zip(centre, which))):
     beyond = {'left': -x, 'right': x - 1, 'top': -y, 'bottom': y - aspect}
-    side = max(beyond, key=beyond.get) if what == 0 else ''
-    found.append({'time': float(high), 'kind': kind, 'instance': int(i), 'side': side})
+    found.append({'time': float(time), 'kind': (('exit', 'enter'), ('hidden', 'reappear'))[crossed][int(was)],
+                  'instance': int(i), 'side': '' if crossed else max(beyond, key=beyond.get)})
   return sorted(found, key=lambda event: (event['time'], event['instance']))
+
+
+def _bisect(record, low, high, what, which, before):
+  """float64[M]: when each of M absences, that are `before` at `low` and not at `high`, ends or begins."""
+  while True:
+    middle = .5 * (low + high)
+    wide = (high - low > 1e-12) & (middle != low) & (middle != high)
+    if not wide.any():
+      return high
+    same = _absent(record, middle)[np.arange(len(middle)), what, which] == before
+    low, high = np.where(wide & same, middle, low), np.where(wide & ~same, middle, high)

@@ -223,10 +223,9 @@ class GEGLU(nnx.Module):
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     F, init = 4 * width, layers.lecun_normal()
-    up, down = sharding.dividing(sharding.D_F, width, F), sharding.dividing(sharding.F_D, F, width)
-    self.w_up, self.w_gate = (layers.param(init, rngs.params(), (width, F), up) for _ in 'ug')
+    self.w_up, self.w_gate = (layers.param(init, rngs.params(), (width, F), sharding.D_F) for _ in 'ug')
     self.b_up, self.b_gate = (layers.param(layers.zeros, rngs.params(), (F,)) for _ in 'ug')
-    self.w_down = layers.param(init, rngs.params(), (F, width), down)
+    self.w_down = layers.param(init, rngs.params(), (F, width), sharding.F_D)
     self.b_down = layers.param(layers.zeros, rngs.params(), (width,))
 
   def __call__(self, h_BLD: Tokens) -> Tokens:
