@@ -44,13 +44,14 @@ def param(init, key, shape, spec=sharding.REPLICATED) -> nnx.Param:
 def einsum(subscripts, x, w, spec=None):
   """`jnp.einsum` of an activation with a parameter in the activation's dtype, the result laid out as `spec`.
 
-  Where no axis splits the tokens of a row, rows and tokens ('bl', 'bs') are one dim of the product. XLA's CPU compiler
-  contracts the parameter's gradient over one dim as it lies, and over two through transposed copies: twice the time.
+  Where nothing splits parameters or the tokens of a row, rows and tokens ('bl', 'bs') are one dim of the product. XLA's
+  CPU compiler contracts the parameter's gradient over one dim as it lies, and over two through transposed copies: twice
+  the time.
   """
   w, spec = w.astype(x.dtype), spec and sharding.in_force(spec)
   terms, result = subscripts.split('->')
   tokens = result[:2]
-  if sharding.size('context') > 1:
+  if any(sharding.size(axis) > 1 for axis in sharding.PARTS):
     # Gathered here: left to the compiler, some are sent round a ring while their products are computed twice.
     return jnp.einsum(subscripts, x, reshard(w, sharding.whole_parts(jax.typeof(w).sharding.spec)), out_sharding=spec)
   if tokens not in ('bl', 'bs'):
