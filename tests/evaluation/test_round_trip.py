@@ -31,6 +31,17 @@ def test_a_codec_that_changes_nothing_scores_as_the_truth(clips):
           and min(result['sound']['found']) == min(result['sound']['material']) == 1)
 
 
+def test_a_half_without_a_codec_stays(clips):
+  class Silent:
+    channels = 1
+
+    def reconstruct(self, audio):
+      return 0 * audio
+  made = round_trip.through(clips[0], None, Silent())
+  assert made.video is clips[0].video and made.audio.shape == (len(clips[0].audio), 1) and not made.audio.any()
+  assert round_trip.through(clips[0], None, None) == clips[0]
+
+
 def test_a_delay_of_the_sound_is_measured(clips):
   late = changed(clips, audio=lambda a: np.pad(a, ((160, 0), (0, 0)))[:len(a)])
   result = round_trip.measure(clips, late)

@@ -2,7 +2,8 @@
 
     python -m veojax.evaluation.round_trip VIDEO_CODEC AUDIO_CODEC DATA [--num_clips=200]
 
-VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files; DATA is a prepared world,
+VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files, or 'none', which leaves the half
+as it is; DATA is a prepared world,
 whose held-out split is measured. Scores in [0, 1] are compared by their difference, errors by their ratio;
 95 % intervals by bootstrap over the clips.
 """
@@ -25,12 +26,12 @@ NEAR = .05                                # seconds within which an onset of the
 SAME = .01                                # seconds within which an onset is that of a recorded impact
 
 
-def through(clip: Clip, video_codec: PictureCodec, audio_codec: AudioCodec) -> Clip:
-  """The clip through both codecs and back; a half that is absent stays so."""
+def through(clip: Clip, video_codec: PictureCodec | None, audio_codec: AudioCodec | None) -> Clip:
+  """The clip through both codecs and back; a half that is absent, or without a codec, stays as it is."""
   video, audio = clip.video, clip.audio
-  if video is not None:
+  if video is not None and video_codec is not None:
     video = video_codec.reconstruct(video)
-  if audio is not None:
+  if audio is not None and audio_codec is not None:
     audio = audio_codec.reconstruct(pipeline.mix(audio, audio_codec.channels))
   return dataclasses.replace(clip, video=video, audio=audio)
 
@@ -102,7 +103,8 @@ def measure(clips: list[Clip], made: list[Clip]) -> dict:
 def main(video_codec: str, audio_codec: str, data: str, *options: str):
   from veojax import arguments, host
   host.enable_compilation_cache()
-  both = codecs.load(video_codec, 'video'), codecs.load(audio_codec, 'audio')
+  names = dict(zip(codecs.KINDS, (video_codec, audio_codec)))
+  both = [None if name == 'none' else codecs.load(name, kind) for kind, name in names.items()]
   dataset = heldout.split(data)
   num = min(len(dataset), int(arguments.parse(list(options)).get('num_clips', 200)))
   clips = [dataset[i] for i in range(num)]
