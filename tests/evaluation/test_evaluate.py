@@ -86,10 +86,9 @@ def test_what_cannot_be_is_refused_in_one_line(argv, message, capsys, tmp_path, 
 
 
 @pytest.mark.parametrize('kind', [PublishedModel, Cascade])
-def test_models_that_cannot_be_evaluated_are_told_at_the_door(kind, monkeypatch):
-  monkeypatch.setattr(evaluate, '_loaded', lambda name: object.__new__(kind))
-  with pytest.raises(ValueError, match=f'some is a {kind.__name__}.*what can be evaluated is'):
-    evaluate.subject('some', {})
+def test_what_needs_the_transformer_refuses_other_models(kind):
+  with pytest.raises(ValueError, match='some is no model that something could surprise here'):
+    evaluate.benchmark('surprise', {}).fitted(evaluate.Subject('some', object.__new__(kind)))
 
 
 @pytest.mark.parametrize('index', [0, 1])

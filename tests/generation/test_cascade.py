@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from veojax import sharding
 from veojax.data.tokenizer import Tokenizer
-from veojax.generation import cascade
+from veojax.generation import cascade, tasks
 from veojax.generation.cascade import Cascade, CascadeConfig
 from veojax.models import weights
 from veojax.models.text import TextConfig
@@ -71,11 +72,28 @@ def test_a_clip_passes_through_all_parts(calls, tokenizer):
                                               *['super_resolution_1'] * 4]
   assert [float(call['fps'][0]) for call in calls] == [4.0] + [8.0] * 7
   assert [call['guided'] for call in calls] == [True] * 2 + [False] * 6
-  alone = generate(model, 'a red ball', seed=1)
-  np.testing.assert_array_equal(alone.video, one.video)  # whatever clips are made beside it
+  for index, expected in enumerate((one, two)):  # whatever clips are made beside it
+    alone = generate(model, expected.text, seed=1, first_index=index)
+    np.testing.assert_array_equal(alone.video, expected.video)
+    assert alone.info == expected.info
   assert np.abs(one.video.astype(int) - two.video).max() > 50
   other = generate(model, 'a red ball', seed=2)
   assert np.abs(other.video.astype(int) - one.video).max() > 50
+
+
+def test_what_evaluation_asks_of_it(tokenizer):
+  model = Cascade(CONFIG, tokenizer, modules={
+      name: nnx.Dict(x=jnp.ones(2)) for name in (cascade.EMBEDDER, *CONFIG.parts)})
+  assert model.clip_sizes == {'num_frames': 5, 'height': 16, 'width': 16, 'fps': 8.0}
+  settings = model.sampling({'num_inference_steps': 3, 'sampler': 'heun'})
+  assert model.network_calls(settings) == 2 + 2 * 3 * (2 + 2 + 1 + 1)
+  assert model.network_calls(model.sampling({'guidance_scale': 1.0})) == 2 + 2 * (1 + 1 + 1 + 1)
+  other = Cascade(CONFIG, tokenizer, modules={**model._modules, 'decoder': nnx.Dict(x=jnp.zeros(2))})
+  larger = Cascade(dataclasses.replace(CONFIG, fps=5.0), tokenizer, modules=model._modules)
+  assert len({model.fingerprint, other.fingerprint, larger.fingerprint}) == 3
+  assert Cascade(CONFIG, tokenizer, modules=model._modules).fingerprint == model.fingerprint
+  with pytest.raises(ValueError, match='of a text alone'):
+    model.generate(['a red ball'], given=[tasks.Given(image=np.zeros((16, 16, 3), np.uint8))])
 
 
 def test_given_frames_come_back_and_pieces_meet(calls, tokenizer):

@@ -56,7 +56,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is judged. model: a generation.Model, or None for the truth alone. codecs: (video, audio), of the model if
+  """What is judged. model: of `veojax.load`, or None for the truth alone. codecs: (video, audio), of the model if
   there is one; either may be None. options: for `Model.generate`. batch: clips made at a time, fewer being filled up to
   it, so that they share a compilation."""
   name: str

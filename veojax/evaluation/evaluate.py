@@ -71,10 +71,6 @@ def subject(name: str, options: dict, batch: int = BATCH) -> Subject:
     both = tuple(codecs.load('world', kind) for kind in codecs.KINDS) if name == 'roundtrip' else (None, None)
     return Subject(name, codecs=both, batch=batch)
   model = _loaded(name)
-  if not isinstance(model, models.Model):
-    raise ValueError(f'{name} is a {type(model).__name__}, which neither takes the settings of a sweep nor numbers its '
-                     'clips; what can be evaluated is a run of the transformer, as `veojax train` makes of '
-                     'configs/world/model.py, or truth or roundtrip')
   model.sampling(options)  # refuses what it does not know
   return Subject(name, model, (model.video_codec, model.audio_codec), options, batch)
 

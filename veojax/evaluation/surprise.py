@@ -19,6 +19,7 @@ from veojax.data import impossible, packing, world
 from veojax.evaluation import benchmark, clips
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.generation.canvas import Canvas
+from veojax.generation.model import Model
 from veojax.generation.rows import ROW_STEP
 from veojax.models import dit
 from veojax.training import losses
@@ -57,10 +58,10 @@ class Surprise(benchmark.Benchmark):
       raise ValueError(f'draws={self.draws}; give at least 1')
 
   def fitted(self, subject: Subject) -> 'Surprise':
-    if subject.model is None:
-      raise ValueError(f'{subject.name} is no model that something could surprise; give one')
+    if not isinstance(subject.model, Model):
+      raise ValueError(f'{subject.name} is no model that something could surprise here; give a run of the transformer')
     codec = subject.model.audio_codec
-    own = vars(subject.model.config.clip) | {'sample_rate': codec.sample_rate if codec is not None else 0}
+    own = subject.model.clip_sizes | {'sample_rate': codec.sample_rate if codec is not None else 0}
     return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
   def parts(self, subject: Subject) -> tuple[str, ...]:

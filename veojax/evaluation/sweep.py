@@ -18,7 +18,6 @@ from rich import progress
 from veojax.evaluation import evaluate, sweep_report, units
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.evaluation.units import Store, Unit
-from veojax.generation import sampling
 from veojax.models import run_checkpoint
 
 
@@ -73,7 +72,7 @@ def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, 
   try:
     subject = evaluate.subject(cell.model, options, batch)
     bench = evaluate.benchmark(name, asked).fitted(subject)
-    calls = sampling.network_calls(subject.model.sampling(options)) if subject.model is not None else 0
+    calls = subject.model.network_calls(subject.model.sampling(options)) if subject.model is not None else 0
     return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
   except Exception as error:  # it stands in the report, and the other cells do not suffer
     return Outcome(cell, error=units.told(error)), None

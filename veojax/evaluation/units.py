@@ -18,7 +18,6 @@ from veojax import config as door
 from veojax import files
 from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
 from veojax.generation.export import Sample
-from veojax.models import weights
 from veojax.types import Clip
 
 
@@ -42,13 +41,8 @@ def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
   if part != 'truth':
     told['codecs'] = [codec and codec.whole_hash() for codec in subject.codecs]
   if part == 'made':
-    told |= {'model': fingerprint(subject.model), 'options': settings(subject)}
+    told |= {'model': subject.model.fingerprint, 'options': settings(subject)}
   return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@functools.lru_cache(maxsize=1)
-def fingerprint(model) -> str:
-  return weights.fingerprint(model.dit, door.to_tree(model.config))
 
 
 def settings(subject: Subject) -> dict:

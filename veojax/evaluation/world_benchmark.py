@@ -67,7 +67,7 @@ class World(benchmark.Benchmark):
 
   def fitted(self, subject: Subject) -> 'World':
     model, codec = subject.model, subject.codecs[1]
-    own = {**SIZES, **(vars(model.config.clip) if model is not None else {}),
+    own = {**SIZES, **(model.clip_sizes if model is not None else {}),
            **({'sample_rate': codec.sample_rate} if codec is not None else {})}
     return dataclasses.replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 

@@ -8,8 +8,10 @@ Clips are made in pieces of the frames that a network was trained on: those of f
 frames at their ends; those of super-resolution lie beside each other. All noise of a clip is drawn from its own key.
 """
 import dataclasses
+import functools
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from veojax import config as door
 from veojax import files, processes, sharding
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion import timesteps
-from veojax.generation import tree
+from veojax.generation import tasks, tree
 from veojax.generation.export import Sample
 from veojax.models import weights
 from veojax.zoo import make_a_video, make_a_video_prior, make_a_video_unet
@@ -68,6 +70,7 @@ class CascadeConfig:
 class Cascade:
   """What `veojax.load` gives for a run of configs/make_a_video.py. `modules`: parts that are in memory already."""
   takes_prompt = True
+  video_codec = audio_codec = None  # it makes pixels
 
   def __init__(self, config: CascadeConfig, tokenizer: Tokenizer, folder=None, modules: dict | None = None,
                name: str = ''):
@@ -96,18 +99,28 @@ class Cascade:
     part = self.config.parts[name]
     return weights.abstract(lambda rngs: make_a_video_unet.make(part.unet, part.num_frames, rngs))
 
+  @property
+  def clip_sizes(self) -> dict[str, Any]:
+    """Of a clip unless asked otherwise."""
+    config = self.config
+    return {'num_frames': config.num_frames, 'height': config.last.height, 'width': config.last.width,
+            'fps': config.fps * config.frame_factor}
+
   def generate(self, prompt: str | list[str], *, num_frames: int | None = None, height: int | None = None,
-               width: int | None = None, fps: float | int | None = None, seed: int = 0, **options
-               ) -> Sample | list[Sample]:
+               width: int | None = None, fps: float | int | None = None, seed: int = 0, first_index: int = 0,
+               given: list[tasks.Given] | None = None, **options) -> Sample | list[Sample]:
     """A silent clip for a prompt, or a list of them for a list of prompts.
 
-    num_frames and fps: of the finished clip. options: fields of `CascadeSettings`. Clip i is made with the key
-    fold_in(seed, i). Raises ValueError for sizes that the parts do not make and for unknown options.
+    num_frames and fps: of the finished clip. options: fields of `CascadeSettings`. given: of each clip nothing, which
+    this model takes. Clip i, counted from `first_index` on, is made with the key fold_in(seed, i). Raises ValueError for
+    sizes that the parts do not make and for unknown options.
     """
     prompts, config = [prompt] if isinstance(prompt, str) else list(prompt), self.config
     if not prompts or not any(prompts):
       raise ValueError('there is no prompt; give a text or a list of at least one')
-    settings = self._settings(options)
+    if any(one.named() for one in given or ()):
+      raise ValueError(f'{self.name} makes clips of a text alone; give nothing else of them')
+    settings = self.sampling(options)
     sizes = config.last.height, config.last.width
     if (height or sizes[0], width or sizes[1]) != sizes:
       raise ValueError(f'height={height}, width={width}; this model makes {sizes[0]}x{sizes[1]}: give those, or train '
@@ -121,20 +134,36 @@ class Cascade:
     if config.interpolation and num_frames > 1:
       base = max(base, (config.interpolation.num_frames - 1) // factor + 1)
     with sharding.default_mesh(len(prompts)):
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(prompts)))
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first_index + np.arange(len(prompts)))
       videos = _Making(self, settings, keys, fps / factor).clips(prompts, base, num_frames)
     info = {'model': self.name, 'seed': seed, **dataclasses.asdict(settings)}
-    clips = [Sample(video, fps=fps, text=text, info={**info, 'index': i})
+    clips = [Sample(video, fps=fps, text=text, info={**info, 'index': first_index + i})
              for i, (video, text) in enumerate(zip(videos, prompts, strict=True))]
     return clips[0] if isinstance(prompt, str) else clips
 
-  def _settings(self, options: dict) -> CascadeSettings:
+  def sampling(self, options: dict) -> CascadeSettings:
+    """The model's settings with some others. ValueError for unknown ones."""
     known = {f.name for f in dataclasses.fields(CascadeSettings)}
     for name in options:
       if name not in known:
         others = {'seed', 'num_frames', 'height', 'width', 'fps'}
         raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
     return door.build(CascadeSettings, {**door.to_tree(self.config.settings), **options}, 'generate')
+
+  def network_calls(self, settings: CascadeSettings) -> int:
+    """Evaluations of all networks for a clip that each of them makes at once."""
+    guided = lambda scale: 1 if scale == 1 else 2
+    towards = 1 + (self.config.interpolation is not None)  # the embedding
+    calls = towards * guided(settings.guidance_scale) + len(self.config.super_resolution)
+    each = settings.num_inference_steps * (2 if settings.sampler == 'heun' else 1)
+    return settings.prior_steps * guided(settings.prior_guidance_scale) + each * calls
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Sixteen hex digits that change with any weight and with the config."""
+    parts = {f'{part}.{name}': array for part in (EMBEDDER, *self.config.parts)
+             for name, array in (weights.names(self._modules[part]) if part in self._modules else self.flat(part)).items()}
+    return weights.fingerprint(parts, door.to_tree(self.config))
 
   def info(self) -> dict:
     """What the model is: its parts, sizes, defaults."""

@@ -5,8 +5,10 @@ heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may 
 (sentencepiece).
 """
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,6 +63,11 @@ class Model:
                tokenizer: Tokenizer, name: str = ''):
     self.config, self.dit, self.tokenizer, self.name = config, dit, tokenizer, name
     self.video_codec, self.audio_codec = video_codec, audio_codec
+
+  @property
+  def clip_sizes(self) -> dict[str, Any]:
+    """Of a clip unless asked otherwise."""
+    return vars(self.config.clip)
 
   def generate(self, prompt: str | list[str], *, negative_prompt: str = '', num_frames: int | None = None,
                height: int | None = None, width: int | None = None, fps: float | int | None = None, seed: int = 0,
@@ -123,6 +130,15 @@ class Model:
                   *(f.name for f in dataclasses.fields(ClipConfig))}
         raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
     return door.build(SamplingConfig, {**door.to_tree(self.config.sampling), **options}, 'generate')
+
+  def network_calls(self, config: SamplingConfig) -> int:
+    """Evaluations of the network for a clip."""
+    return sampling.network_calls(config)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Sixteen hex digits that change with any weight of the transformer and with the config."""
+    return weights.fingerprint(self.dit, door.to_tree(self.config))
 
   def num_samples(self, num_frames: int, fps: float) -> int:
     return round(num_frames / fps * self.audio_codec.sample_rate)

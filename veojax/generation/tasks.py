@@ -45,6 +45,11 @@ class Given:
     if self.task == 'inpaint' and self.mask is None:
       raise ValueError("task='inpaint' without a mask; give one that is true where something is to be made")
 
+  def named(self) -> dict[str, Any]:
+    """What is given, by its names; empty where nothing is."""
+    fields = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+    return {name: value for name, (value, default) in fields.items() if value is not default}
+
 
 NAMES = tuple(f.name for f in dataclasses.fields(Given))
 

@@ -95,7 +95,7 @@ class AnimateDiffPipeline:
     sc = self.run.configs['vae'].spatial_compression
     return settings.num_frames, settings.height // sc, settings.width // sc, self.image.in_channels
 
-  def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: AnimateDiffSettings, key,
+  def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: AnimateDiffSettings, draw,
                **given) -> np.ndarray:
     """uint8[B, T, H, W, 3]."""
     plan, network = self.schedule.plan(settings.num_inference_steps), self.network(settings.lora)

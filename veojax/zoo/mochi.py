@@ -72,7 +72,7 @@ class MochiPipeline:
             settings.width // vae.spatial_compression, vae.latent_channels)
 
   def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: MochiSettings,
-               key) -> np.ndarray:
+               draw) -> np.ndarray:
     """uint8[B, T, H, W, 3]."""
     filled = lambda tree: jax.tree.map(lambda x: sharding.fill_rows(np.asarray(x)), tree)
     text, unguided = self.embed(prompts, settings.dtype), None

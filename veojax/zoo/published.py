@@ -110,15 +110,16 @@ class Pipeline(Protocol):
   fields num_frames, height, width, fps, num_inference_steps, guidance_scale, negative_prompt bear these names where
   there are such; its __post_init__ refuses what cannot be. given: what of a clip it takes, by name ('image'), and
   whether it must. takes_prompt: whether a text is asked for. noise_shape: of one clip. Calling it gives uint8[B, T, H,
-  W, 3], one clip for each prompt, made from that noise; `key` is for draws beside it. given pictures are uint8[H, W,
-  3]. sizes: lines for `info`.
+  W, 3], one clip for each prompt, made from that noise; draw(use, shape) is [B, *shape] of more, use being the number
+  of what it is for, from 2^20 on. given pictures are uint8[H, W, 3]. sizes: lines for `info`.
   """
   settings: Any
   given: Mapping[str, bool]
   takes_prompt: bool
 
   def noise_shape(self, settings) -> tuple[int, ...]: ...
-  def __call__(self, prompts: Sequence[str], noise: jax.Array, settings, key, **given: np.ndarray) -> np.ndarray: ...
+  def __call__(self, prompts: Sequence[str], noise: jax.Array, settings, draw: Callable, **given: np.ndarray
+               ) -> np.ndarray: ...
   def sizes(self) -> dict[str, str]: ...
 
 

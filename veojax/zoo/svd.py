@@ -81,12 +81,11 @@ class SVDPipeline:
     sc = self.run.configs['vae'].spatial_compression
     return settings.num_frames, settings.height // sc, settings.width // sc, self.run.configs['unet'].out_channels
 
-  def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: SVDSettings, key,
+  def __call__(self, prompts: Sequence[str], noise: Float[Array, 'b t h w c'], settings: SVDSettings, draw,
                image: UInt8[np.ndarray, 'h2 w2 3']) -> np.ndarray:
     """uint8[B, T, H, W, 3]; each clip has its own noise on the picture too."""
     image = svd_picture.middle(image, settings.height, settings.width)
-    augmentation = np.stack([jax.random.normal(jax.random.fold_in(key, AUGMENTATION + i),
-                                               (settings.height, settings.width, 3)) for i in range(len(noise))])
+    augmentation = np.asarray(draw(AUGMENTATION, (settings.height, settings.width, 3)))
     first = self.encode(svd_picture.resized(image, settings.height, settings.width), augmentation,
                         settings.noise_aug_strength)
     vector = np.repeat(self.embed([image], settings.dtype), len(noise), 0)
