@@ -33,7 +33,7 @@ def get_config():
       'pack': {'row_tokens': 312, 'text_tokens': 84, 'max_clips': 1, 'max_text': 84, 'channels': 64,
                'groups_per_clip': 22},
       'loss': {'timesteps': 'logit_normal', 'audio_weight': 0.5},
-      'sampling': {'num_inference_steps': 24, 'guidance_scale': 3.0},
+      'sampling': {'num_inference_steps': 24, 'guidance_scale': 9.0, 'video_shift': 3.0},
       'clip': {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces', 'a small blue metal square and a yellow rubber ball'),
       'optimizer': {'kind': 'muon', 'learning_rate': 1e-3, 'warmup_steps': 20, 'weight_decay': 0.01},
