@@ -33,4 +33,5 @@ def test_its_scores_on_a_fixed_set_stay_within_their_intervals():
   scores = bench.scores(rows)
   for name in ('told', 'colour', 'size', 'count', 'permanence'):
     told = report['scores'][name]['made']
-    assert told['low'] <= scores[name]['made'].value <= told['high'], (name, told, scores[name]['made'])
+    one = 1 / told['num_clips']  # of clips that are all right the interval is a point, and rounding may change a clip
+    assert told['low'] - one <= scores[name]['made'].value <= told['high'] + one, (name, told, scores[name]['made'])
