@@ -135,6 +135,12 @@ def test_whatever_a_cell_raises_ends_that_cell_alone(model_folder, whole, monkey
   run(model_folder, whole[0])
 
 
+def test_a_benchmark_that_is_none_is_refused_before_any_cell(tmp_path):
+  with pytest.raises(ValueError, match="no benchmark 'wrold'; did you mean 'world'"):
+    sweep.sweep(['world'], {}, tmp_path / 'out', benchmark='wrold')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_seconds_are_those_of_the_models_own_clips(whole):
   folder, outcomes = whole
   for outcome in outcomes:

@@ -82,12 +82,15 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
           batch: int = evaluate.BATCH, process_index: int | None = None, process_count: int | None = None,
           show: bool = True) -> list[Outcome] | None:
   """Does what is left of this process's part. Returns the outcomes, the report being written, or None while other
-  processes have not done theirs. options: of the benchmark and of `Model.generate`, for all cells."""
+  processes have not done theirs. options: of the benchmark and of `Model.generate`, for all cells. Raises ValueError
+  where there is no such benchmark."""
   index = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
   if not 0 <= index < count:
     raise ValueError(f'process_index={index} of process_count={count}; give 0 to {count - 1}')
   store, outcomes, seen, failed = Store(output), [], set(), set()
+  # Before the bar: importing TFDS, which bends Python's own import for a while, would break the bar's thread.
+  evaluate.fields(benchmark)
   with evaluate.local_mesh():
     for cell in progress.track(cells(models, grid), f'process {index} of {count}', disable=not show):
       outcome, subject = planned(cell, benchmark, options or {}, batch)
