@@ -10,8 +10,16 @@ window of 1920×1080 (the codec fills up to 1088) is 171 360 + 127 tokens and it
   veojax compile --config configs/t2va_1080p_60s.py --topology v5p:4x4x4
   veojax compile --config configs/t2va_1080p_60s.py --topology v6e:4x8 --config.mesh.fsdp=4 --config.mesh.context=8 \
     --config.loop.batch_size=4 --config.loop.accumulate=2 --config.dit.remat=offload
+  veojax compile --config configs/t2va_1080p_60s.py --topology v5e:8x8 --config.mesh.fsdp=4 --config.mesh.context=16 \
+    --config.loop.batch_size=4 --config.loop.accumulate=2 --config.dit.remat=offload
+  veojax compile --config configs/t2va_1080p_60s.py --topology v7x:2x2x1 --config.mesh.fsdp=2 --config.mesh.context=4 \
+    --config.loop.batch_size=2 --config.loop.accumulate=4 --config.dit.remat=offload
   veojax compile --config configs/t2va_1080p_60s.py --topology v5p:2x2x1 --stage generate \
     --config.mesh.fsdp=1 --config.mesh.context=1 --config.mesh.tensor=4
+  veojax compile --config configs/t2va_1080p_60s.py --topology v5e:4x4 --stage generate \
+    --config.mesh.fsdp=1 --config.mesh.context=2 --config.mesh.tensor=8
+  veojax compile --config configs/t2va_1080p_60s.py --topology v7x:1x1x1 --stage generate \
+    --config.mesh.fsdp=1 --config.mesh.context=2
 
 Expect, by the compiler, of a window on four chips of v5p: 31.0 of a chip's 95.7 GiB; 50 guided steps in 1585 s at the
 chips' peak and 1886 s by estimated cycles, links 0.15 of the compute; an MFU of at most 84 % by these.

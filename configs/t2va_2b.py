@@ -12,8 +12,10 @@ GiB, by its compiler:
   veojax compile --config configs/t2va_2b.py --topology h100:1x1x1 --config.mesh.fsdp=1 --config.mesh.context=1 \
     --config.loop.batch_size=1 --config.pack.row_tokens=32768
 
-One chip of v5p, four of v6e, one of v7x (two devices) train it too:
+Eight chips of v5e, one of v5p, four of v6e, one of v7x (two devices) train it too:
 
+  veojax compile --config configs/t2va_2b.py --topology v5e:2x4 --config.mesh.fsdp=4 --config.mesh.context=2 \
+    --config.loop.batch_size=4 --config.loop.accumulate=2
   veojax compile --config configs/t2va_2b.py --topology v5p:1x1x1 --config.mesh.fsdp=1 --config.mesh.context=1 \
     --config.loop.batch_size=1 --config.loop.accumulate=8
   veojax compile --config configs/t2va_2b.py --topology v6e:2x2 --config.mesh.fsdp=4 --config.mesh.context=1 \
