@@ -345,6 +345,8 @@ def compile_ahead(argv) -> int:
   parser.add_argument('--stage', default='train', choices=('train', 'generate', 'encode', 'decode'),
                       help='encode and decode: of a transformer\'s config its clip over the chips of one host; of a '
                       'codec\'s or a published model\'s what one chip takes at once')
+  parser.add_argument('--quick', action='store_true', help='the compiler\'s least effort, a quarter of its time and '
+                      'memory: the figures without estimated cycles')
   parser.add_argument('--json', action='store_true', help='the figures as JSON, in bytes, FLOPs and seconds')
   known, rest = parser.parse_known_args(argv)
   import dataclasses
@@ -352,7 +354,7 @@ def compile_ahead(argv) -> int:
   from rich import console
   from veojax.compiling import chips, report, table
   chips.use_for_compiling(known.topology)
-  found = report.compile_stage(_config(known.config, rest), known.topology, known.stage)
+  found = report.compile_stage(_config(known.config, rest), known.topology, known.stage, quick=known.quick)
   if known.json:
     print(json.dumps(dataclasses.asdict(found)))
   else:

@@ -143,6 +143,17 @@ def test_every_shipped_config_compiles_for_its_smallest_topology(path, stage):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_with_the_least_effort_the_program_needs_about_the_same():
+  whole, quick = compiled('v5e:2x4'), report.compile_stage(run.build(SMALL), 'v5e:2x4', quick=True)
+  assert quick.arguments == whole.arguments and quick.peak == pytest.approx(whole.peak, rel=.25)
+  assert sum(quick.executed_flops.values()) == pytest.approx(sum(whole.executed_flops.values()), rel=.05)
+  assert {t.axes for t in quick.traffic} == {t.axes for t in whole.traffic}
+  assert whole.estimated_seconds and not quick.estimated_seconds and quick.mfu_estimated is None and quick.mfu_bound
+  assert 'compute by estimated cycles' not in dict(table.lines(quick))
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_figures_are_told_as_json(tmp_path):
   config = tmp_path / 'small.py'
   config.write_text(f'def get_config():\n  return {SMALL!r}\n')
