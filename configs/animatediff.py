@@ -6,7 +6,11 @@ your own clips of 16 frames at 256 × 256.
   veojax prepare --source FOLDER --output data/clips --fps=8 --height=256 --width=256 --only=picture
   veojax train --config configs/animatediff.py --workdir runs/mine --config.model=runs/animatediff \
     --config.data=data/clips
-  veojax compile --config configs/animatediff.py --topology v5e:2x2
+  veojax compile --config configs/animatediff.py --topology v5e:2x2 --quick
+  veojax compile --config configs/animatediff.py --topology v5e:1x1 --stage generate --config.mesh.fsdp=1 --quick
+
+Hardware: v5e:2x2, 4 clips a step, one a chip. Expect, by the compiler: 7.0 of a chip's 15.75 GiB. 16 frames of 512 × 512
+are generated on one chip in 3.6 GiB.
 """
 import ml_collections
 
