@@ -6,8 +6,8 @@
   veojax compile --config configs/svd.py --topology v5p:2x2x1 --quick
   veojax compile --config configs/svd.py --topology v5e:1x1 --stage generate --config.mesh.fsdp=1 --quick
 
-Hardware: v5p:2x2x1 (4 chips), 4 clips a step, one a chip. A clip of 576 × 1024 is generated on one chip of v5e in 4.5 of
-its 15.75 GiB, by the compiler. For -img2vid-xt, trained for 25 frames, add
+Hardware: v5p:2x2x1 (4 chips), 4 clips a step, one a chip. Expect, by the compiler: 16.4 of a chip's 95.7 GiB; a clip is
+generated on one chip of v5e in 4.5 of its 15.75 GiB. For -img2vid-xt, trained for 25 frames, add
 --config.unet.num_frames=25.
 """
 import ml_collections
