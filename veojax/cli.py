@@ -228,7 +228,7 @@ def evaluate(argv) -> int:
   --mesh.tensor, as of generate, over the devices of each process; several processes share out the clips.
   """
   parser = _parser('evaluate')
-  parser.add_argument('--model', required=True, help='folder of a run, of a checkpoint of it or of a converted model, truth or roundtrip')
+  parser.add_argument('--model', required=True, help='folder of a run, a checkpoint or a converted model; truth or roundtrip')
   parser.add_argument('--benchmark', default='world', help='world, reconstruction, fvd, fad, basic or surprise')
   parser.add_argument('--output', required=True, help='folder of the report')
   parser.add_argument('--batch', type=int, default=8, help='clips made at a time')
@@ -261,7 +261,7 @@ def sweep(argv) -> int:
   over the devices of each process.
   """
   parser = _parser('sweep')
-  parser.add_argument('--models', required=True, nargs='+', help='folders of runs, of their checkpoints and of converted models')
+  parser.add_argument('--models', required=True, nargs='+', help='folders of runs, checkpoints and converted models')
   parser.add_argument('--grid', nargs='+', default=[], help='name=value,value,...')
   parser.add_argument('--benchmark', default='world')
   parser.add_argument('--output', required=True, help='folder of the results and the report')

@@ -322,11 +322,10 @@ sys.exit(cli.main(['train', '--config', 'x', '--workdir', workdir]))
 
 @pytest.mark.parametrize('told, largest', [(r'checkpoint in .*free some space', None),
                                            (r'\S+full cannot be written .*free some space', 20_000)])
-def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(folder, whole, told, largest):
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(whole, tmp_path, told, largest):
   """Files can grow to so many bytes in that process (None: to what the model's own take, which is less than a
   checkpoint's): a checkpoint, or not even the model's files, cannot be written; the checkpoints before are whole."""
-  workdir = folder / 'full'
-  shutil.copytree(whole, workdir, dirs_exist_ok=True)
+  workdir = shutil.copytree(whole, tmp_path / 'full')
   (workdir / 'done').unlink()
   kept = sorted(p.name for p in (workdir / 'checkpoints').iterdir())
   config = {**json.loads((whole / 'config.json').read_text()), 'loop': {**DIT['loop'], 'num_steps': 6}}
@@ -340,7 +339,6 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoints_before_it(folder
   assert set(kept) <= {p.name for p in (workdir / 'checkpoints').iterdir()}
   run.train({**config}, workdir)
   assert leaves(workdir)[1] == 6 * 8
-  shutil.rmtree(workdir)
 
 
 def test_training_begins_with_the_weights_and_the_tokenizer_of_another_model(folder, whole):

@@ -3,9 +3,8 @@
     python -m veojax.evaluation.round_trip VIDEO_CODEC AUDIO_CODEC DATA [--num_clips=200]
 
 VIDEO_CODEC and AUDIO_CODEC are codecs' names ('world'), folders of their runs or files, or 'none', which leaves the half
-as it is; DATA is a prepared world,
-whose held-out split is measured. Scores in [0, 1] are compared by their difference, errors by their ratio;
-95 % intervals by bootstrap over the clips.
+as it is; DATA is a prepared world, whose held-out split is measured. Scores in [0, 1] are compared by their difference,
+errors by their ratio; 95 % intervals by bootstrap over the clips.
 """
 import dataclasses
 import sys
