@@ -1,12 +1,14 @@
 """Published folders in small, with all weights drawn: as diffusers and transformers write them, without either."""
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import safetensors.numpy
 
 from veojax.data.tokenizer import Tokenizer
 from veojax.models import weights
-from veojax.zoo import clip_tokenizer, weight_table
+from veojax.zoo import clip_tokenizer, part_checkpoint, weight_table
 from veojax.zoo.animatediff import SPARSECTRL
 from veojax.zoo.mochi import MOCHI
 from veojax.zoo.svd import SVD
@@ -125,6 +127,41 @@ def write_animatediff(folder, unet=IMAGE_UNET, motion=MOTION):
       'text_encoder': ['transformers', 'CLIPTextModel'], 'tokenizer': ['transformers', 'CLIPTokenizer'],
       'unet': ['diffusers', 'UNet2DConditionModel'], 'vae': ['diffusers', 'AutoencoderKL']}))
   return folder
+
+
+def write_one_file(path, published, folder, names, beside):
+  """These parts of a published folder as their makers publish them, in one file, with tensors beside them."""
+  tensors = {**beside}
+  for name in names:
+    part = published.parts[name]
+    module = module_of(part, folder / name)
+    found = weight_table.entries(part.original.table(part.read_config(folder / name / 'config.json')), module)
+    tensors |= {key: entry.write(weights.names(module)) for key, entry in found.items()}
+  save_tensors(path, tensors)
+  return path
+
+
+def module_of(part, folder):
+  """What a part's folder holds."""
+  config = part.read_config(folder / 'config.json')
+  return weight_table.load(folder, part.table(config), part.shapes(config))
+
+
+def of_sizes(published, trees):
+  """The same with these configs for the makers' files, which do not tell them."""
+  of_size = lambda part, tree: dataclasses.replace(part, original=dataclasses.replace(
+      part.original, config=lambda files: tree))
+  return dataclasses.replace(published, parts={
+      name: of_size(part, trees[name]) if name in trees else part for name, part in published.parts.items()})
+
+
+def assert_same_parts(published, folder, run, names):
+  """Whether the run has exactly the weights of the folder."""
+  for name in names:
+    part = published.parts[name]
+    config = part.read_config(run / name / 'config.json')
+    jax.tree.map(np.testing.assert_array_equal, module_of(part, folder / name),
+                 part_checkpoint.read(run / name / 'weights', part.shapes(config)))
 
 
 def write_lora(path, seed: int, rank: int = 2, style: str = 'published'):

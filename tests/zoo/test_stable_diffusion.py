@@ -1,6 +1,4 @@
 """Stable Diffusion's one file, by the keys that diffusers itself converts."""
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -8,8 +6,7 @@ import pytest
 import veojax
 from tests.zoo import parity
 from tests.zoo import small_folders as small
-from veojax.models import weights
-from veojax.zoo import convert, part_checkpoint, weight_table
+from veojax.zoo import convert
 from veojax.zoo.animatediff import ANIMATEDIFF, SCHEDULE
 
 SIZES = {'unet': small.IMAGE_UNET, 'vae': small.KL_VAE, 'text_encoder': small.CLIP}
@@ -20,16 +17,8 @@ BESIDE = {'betas': np.zeros(3, np.float64), 'sqrt_recipm1_alphas_cumprod': np.ze
 @pytest.fixture(scope='module')
 def one_file(animatediff_folder, tmp_path_factory):
   """The small Stable Diffusion as its makers publish it."""
-  tensors = {**BESIDE}
-  for name in SIZES:
-    part, folder = ANIMATEDIFF.parts[name], animatediff_folder / 'sd' / name
-    config = part.read_config(folder / 'config.json')
-    module = weight_table.load(folder, part.table(config), part.shapes(config))
-    found = weight_table.entries(part.original.table(config), module)
-    tensors |= {key: entry.write(weights.names(module)) for key, entry in found.items()}
   path = tmp_path_factory.mktemp('sd') / 'v1-5-pruned-emaonly.safetensors'
-  small.save_tensors(path, tensors)
-  return path
+  return small.write_one_file(path, ANIMATEDIFF, animatediff_folder / 'sd', SIZES, BESIDE)
 
 
 def test_keys_are_those_that_diffusers_converts(one_file, animatediff_folder):
@@ -47,20 +36,13 @@ def test_keys_are_those_that_diffusers_converts(one_file, animatediff_folder):
 
 def test_the_file_is_the_same_model(one_file, animatediff_folder, tmp_path, monkeypatch):
   """With a motion adapter and a tokenizer beside it; and back, all tensors of the model in one file again."""
-  of_size = lambda part, tree: dataclasses.replace(part, original=dataclasses.replace(
-      part.original, config=lambda files: tree))
-  parts = {name: of_size(part, SIZES[name]) if name in SIZES else part for name, part in ANIMATEDIFF.parts.items()}
-  monkeypatch.setattr(convert, 'PUBLISHED', (dataclasses.replace(ANIMATEDIFF, parts=parts),))
+  monkeypatch.setattr(convert, 'PUBLISHED', (small.of_sizes(ANIMATEDIFF, SIZES),))
   given = {'motion_adapter': str(animatediff_folder / 'adapter')}
   with pytest.raises(ValueError, match='--tokenizer FOLDER'):
     convert.convert(one_file, tmp_path / 'run', parts=given)
   given['tokenizer'] = str(animatediff_folder / 'sd' / 'tokenizer')
   convert.convert(one_file, tmp_path / 'run', parts=given)
-  for name in SIZES:
-    part, folder = ANIMATEDIFF.parts[name], animatediff_folder / 'sd' / name
-    config = part.read_config(folder / 'config.json')
-    jax.tree.map(np.testing.assert_array_equal, weight_table.load(folder, part.table(config), part.shapes(config)),
-                 part_checkpoint.read(tmp_path / 'run' / name / 'weights', part.shapes(config)))
+  small.assert_same_parts(ANIMATEDIFF, animatediff_folder / 'sd', tmp_path / 'run', SIZES)
   assert veojax.load(tmp_path / 'run').pipeline.schedule == SCHEDULE
   convert.reverse(tmp_path / 'run', tmp_path / 'back')
   before, after = small.load_tensors(one_file.parent), small.load_tensors(tmp_path / 'back')
@@ -73,9 +55,9 @@ def test_other_files_are_told(one_file, animatediff_folder, tmp_path):
   with pytest.raises(ValueError, match='--motion_adapter FOLDER'):
     convert.convert(one_file, tmp_path / 'run')
   tensors = small.load_tensors(one_file.parent)
-  small.save_tensors(tmp_path / 'svd.safetensors', {**tensors, 'conditioner.embedders.0.weight': np.zeros(2, 'f')})
-  with pytest.raises(ValueError, match='holds conditioner.embedders.0.weight, and AnimateDiff takes one file of keys'):
-    convert.convert(tmp_path / 'svd.safetensors', tmp_path / 'run')
+  small.save_tensors(tmp_path / 'xl.safetensors', {**tensors, 'conditioner.embedders.1.weight': np.zeros(2, 'f')})
+  with pytest.raises(ValueError, match='holds conditioner.embedders.1.weight, and AnimateDiff takes one file of keys'):
+    convert.convert(tmp_path / 'xl.safetensors', tmp_path / 'run')
   with pytest.raises(ValueError, match='holds another model than its configuration says'):  # the published sizes
     given = {'motion_adapter': animatediff_folder / 'adapter', 'tokenizer': animatediff_folder / 'sd' / 'tokenizer'}
     convert.convert(one_file, tmp_path / 'run', parts={name: str(path) for name, path in given.items()})

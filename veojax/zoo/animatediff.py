@@ -187,6 +187,7 @@ def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.asarray(jnp.clip(jnp.round(resized), 0, 255), np.uint8)
 
 
+_SCHEDULER = 'scheduler/scheduler_config.json'
 # What motion modules are trained with.
 SCHEDULE = Schedule(beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, steps_offset=1,
                     timestep_spacing='linspace')
@@ -194,16 +195,15 @@ SCHEDULE = Schedule(beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, 
 
 def schedule_of(run: Run) -> Schedule:
   """The scheduler of a saved pipeline; of a Stable Diffusion, SCHEDULE with what its folder says of the ends."""
-  name = 'scheduler/scheduler_config.json'
-  tree = run.json(name) if (run.folder / name).exists() else {}
+  tree, path = run.json(_SCHEDULER), run.folder / _SCHEDULER
   if 'AnimateDiff' in run.record['class_name']:
     if tree.get('_class_name') != 'DDIMScheduler':
-      raise ValueError(f'{run.folder / name} is that of a {tree.get("_class_name")}, and veojax samples AnimateDiff by '
+      raise ValueError(f'{path} is that of a {tree.get("_class_name")}, and veojax samples AnimateDiff by '
                        'DDIM; save the pipeline with a DDIMScheduler')
-    return Schedule.read(tree, str(run.folder / name))
+    return Schedule.read(tree, str(path))
   names = 'num_train_timesteps', 'beta_start', 'beta_end', 'set_alpha_to_one', 'prediction_type', 'trained_betas'
   kept = {key: tree[key] for key in names if key in tree}
-  return Schedule.read({**dataclasses.asdict(SCHEDULE), **kept}, str(run.folder / name))
+  return Schedule.read({**dataclasses.asdict(SCHEDULE), **kept}, str(path))
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
@@ -260,7 +260,7 @@ def _published(name: str, class_name: str, parts, controlled: bool) -> Published
       name=f'{name} with SparseCtrl' if controlled else name, class_names=(class_name,), licence=LICENCE,
       pipeline=SparseControlPipeline if controlled else AnimateDiffPipeline,
       tasks=('text to video', *(_GIVEN if controlled else ())), small=('tokenizer', 'scheduler'),
-      left_out=_left_out, beside=stable_diffusion.BESIDE, in_code=('scheduler',),
+      left_out=_left_out, beside=stable_diffusion.BESIDE, in_code={_SCHEDULER: {}},
       parts={**parts, **_parts, **(_control if controlled else {})})
 
 

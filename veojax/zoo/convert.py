@@ -36,7 +36,7 @@ class Source:
   """Where a part lies: a folder with config.json and weights, or the makers' files {path: prefix}."""
   layout: str  # 'diffusers' or 'original'
   weights: pathlib.Path | dict[pathlib.Path, str]
-  within: str = ''  # of the keys of a part that shares its file
+  within: tuple[str, ...] = ()  # how the keys begin of a part that shares its file
 
   @classmethod
   def given(cls, part: Part, path: pathlib.Path) -> 'Source':
@@ -177,15 +177,22 @@ def _of_one_file(source: pathlib.Path, given: dict[str, str]) -> Published:
   if not fitting:
     raise ValueError(f'{source} with {" ".join(f"--{name}" for name in given)} is nothing that veojax knows; give the '
                      'folder of a published model, as it is downloaded in diffusers\' layout')
-  lacking = lambda m: [name for name, part in m.parts.items() if not _shares_a_file(part) and name not in given]
-  model = min(fitting, key=lambda m: len(lacking(m)))
-  prefixes = tuple(part.original.within for part in model.parts.values() if _shares_a_file(part))
   with weight_files.opened(source) as files:
-    unknown = [key for key in files.keys() if not key.startswith(prefixes) and not re.fullmatch(model.beside, key)]
-  if unknown:
-    raise ValueError(f'{source} holds {", ".join(unknown[:weight_table.SHOWN])}, and {model.name} takes one file of '
-                     f'keys that begin with {", ".join(prefixes)}; of any other model give the folder in diffusers\' layout')
+    keys = files.keys()
+  unknown = {m.name: [key for key in keys if not key.startswith(_prefixes(m)) and not re.fullmatch(m.beside, key)]
+             for m in fitting}
+  lacking = lambda m: [name for name, part in m.parts.items() if not _shares_a_file(part) and name not in given]
+  model = min(fitting, key=lambda m: (len(unknown[m.name]), len(lacking(m))))
+  if found := unknown[model.name]:
+    raise ValueError(f'{source} holds {", ".join(found[:weight_table.SHOWN])}, and {model.name} takes one file of keys '
+                     f'that begin with {", ".join(_prefixes(model))}; of any other model give the folder in diffusers\' '
+                     'layout')
   return model
+
+
+def _prefixes(model: Published) -> tuple[str, ...]:
+  """How the keys of its parts begin in one file."""
+  return tuple(prefix for part in model.parts.values() if _shares_a_file(part) for prefix in part.original.within)
 
 
 def _has_original(source, model: Published) -> bool:
@@ -205,7 +212,7 @@ def _small_files(source: pathlib.Path, components: dict, model: Published, given
            if p.is_file() and (p.name == INDEX or p.name.startswith('LICENSE'))}
   named = {name: value[-1] for name, value in components.items() if isinstance(value, list) and value[0] is not None}
   for name in dict.fromkeys([*named, *model.small]):
-    in_code = source.is_file() and name in model.in_code and name not in given
+    in_code = source.is_file() and name not in given and any(path.startswith(f'{name}/') for path in model.in_code)
     if name in model.parts or name in model.left_out or in_code:
       continue
     folder = pathlib.Path(given.get(name, source / name))

@@ -34,11 +34,11 @@ RECORD = 'published.json'
 class Original:
   """A part as its makers published it: files in the root of the folder, each with a prefix for its keys (none where the
   one file has any name, and is given by itself), the rules of their names, and the fields of config.json, which their
-  code holds or the files' headers tell. within: of the keys of a part that shares its file with others."""
+  code holds or the files' headers tell. within: how the keys begin of a part that shares its file with others."""
   files: Mapping[str, str]
   table: Callable[[Any], Sequence[Rule]]
   config: Callable[[WeightFiles], Mapping[str, Any]]
-  within: str = ''
+  within: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Published:
   class_names: of model_index.json, those whose weights it takes. parts: by their folders; one that the index does not
   name comes from a folder of its own (`veojax convert --PART FOLDER`). small: folders of small files that it needs
   (tokenizer). left_out: components that are not needed, each with the reason. tasks: as people name them ('text to
-  video'). beside: keys, as a regex, that the makers' one file has beside those of parts; in_code: of `small`, what is
-  not in it.
+  video'). beside: keys, as a regex, that the makers' one file has beside those of parts; in_code: of `small`, the
+  JSON files that are not beside it, with what they would hold.
   """
   name: str
   class_names: tuple[str, ...]
@@ -99,7 +99,7 @@ class Published:
   small: tuple[str, ...] = ()
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   beside: str = ''
-  in_code: tuple[str, ...] = ()
+  in_code: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -134,8 +134,9 @@ class Run:
   parts: Mapping[str, nnx.Module]
 
   def json(self, name: str) -> dict:
-    """A small file that was taken along: 'scheduler/scheduler_config.json'."""
-    return read_json(self.folder / name)
+    """A small file that was taken along, or that the makers' one file stands without: 'scheduler/scheduler_config.json'."""
+    in_code = self.published.in_code
+    return dict(in_code[name]) if name in in_code and name not in self.record['copied'] else read_json(self.folder / name)
 
 
 class Parts(Mapping):

@@ -19,13 +19,21 @@ from veojax import processes, sharding
 from veojax.diffusion import guidance, samplers
 from veojax.diffusion.process import EDM
 from veojax.models import layers
-from veojax.zoo import clip_vision, svd_picture, svd_unet, svd_vae
+from veojax.zoo import clip_vision, stable_video_diffusion, svd_picture, svd_unet, svd_vae
 from veojax.zoo.clip_vision import ClipVision
 from veojax.zoo.published import Part, Published, Run
 from veojax.zoo.svd_unet import SVDUNet, SVDUNetConfig
 from veojax.zoo.svd_vae import SVDVAE, SVDVAEConfig
 
 AUGMENTATION = 2 ** 20  # beside a seed's numbers of clips: the key of the noise on first frames
+
+# How it is sampled, and what is published beside the makers' one file in their code alone.
+_SCHEDULER, _PICTURES = 'scheduler/scheduler_config.json', 'feature_extractor/preprocessor_config.json'
+_SCHEDULE = {'_class_name': 'EulerDiscreteScheduler', 'prediction_type': 'v_prediction', 'timestep_type': 'continuous',
+             'use_karras_sigmas': True}
+IN_CODE = {_SCHEDULER: {**_SCHEDULE, 'sigma_min': 0.002, 'sigma_max': 700.0},
+           _PICTURES: {'image_mean': (0.48145466, 0.4578275, 0.40821073),
+                       'image_std': (0.26862954, 0.26130258, 0.27577711)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,7 @@ class SVDPipeline:
                        'of a picture reads its latents beside the noise')
     self.settings = SVDSettings(num_frames=config.num_frames)
     self.process = process_of(run)
-    tree = run.json('feature_extractor/preprocessor_config.json')
+    tree = run.json(_PICTURES)
     self.mean_C, self.std_C = (np.asarray(tree[f'image_{name}'], np.float32) for name in ('mean', 'std'))
 
   def sizes(self) -> dict[str, str]:
@@ -122,13 +130,10 @@ class SVDPipeline:
 
 def process_of(run: Run) -> EDM:
   """The scheduler's levels. ValueError where it is none that this U-Net is sampled by."""
-  name = 'scheduler/scheduler_config.json'
-  tree = run.json(name)
-  wanted = {'_class_name': 'EulerDiscreteScheduler', 'prediction_type': 'v_prediction', 'timestep_type': 'continuous',
-            'use_karras_sigmas': True}
-  for field, value in wanted.items():
+  tree = run.json(_SCHEDULER)
+  for field, value in _SCHEDULE.items():
     if tree.get(field) != value:
-      raise ValueError(f'{run.folder / name} has {field}={tree.get(field)!r}; {run.published.name} is sampled with '
+      raise ValueError(f'{run.folder / _SCHEDULER} has {field}={tree.get(field)!r}; {run.published.name} is sampled with '
                        f'{value!r}')
   return EDM(tree['sigma_min'], tree['sigma_max'], sigma_data=1.0)
 
@@ -187,9 +192,10 @@ def denoised(unet: Callable, process: EDM, x: Float[Array, 'b t h w c'], level_B
 SVD = Published(
     name='Stable Video Diffusion', class_names=('StableVideoDiffusionPipeline',), pipeline=SVDPipeline,
     tasks=('image to video',), licence='Stability AI Community License',
-    small=('scheduler', 'feature_extractor'), parts={
+    small=('scheduler', 'feature_extractor'), beside=stable_video_diffusion.BESIDE, in_code=IN_CODE, parts={
         'unet': Part('UNetSpatioTemporalConditionModel', SVDUNetConfig,
-                     lambda config, rngs: SVDUNet(config, rngs=rngs), svd_unet.table, svd_unet.IGNORED),
+                     lambda config, rngs: SVDUNet(config, rngs=rngs), svd_unet.table, svd_unet.IGNORED,
+                     original=stable_video_diffusion.UNET),
         'vae': Part('AutoencoderKLTemporalDecoder', SVDVAEConfig, lambda config, rngs: SVDVAE(config, rngs=rngs),
-                    svd_vae.table, svd_vae.IGNORED, on_mesh=False),
-        'image_encoder': clip_vision.PART})
+                    svd_vae.table, svd_vae.IGNORED, on_mesh=False, original=stable_video_diffusion.VAE),
+        'image_encoder': dataclasses.replace(clip_vision.PART, original=stable_video_diffusion.IMAGES)})

@@ -300,11 +300,14 @@ def mixed_rules(source: str, target: str) -> list[Rule]:
           Rule(f'{source}.time_mixer.mix_factor', f'{target}.share')]
 
 
+def time_block_rules(source: str, target: str) -> list[Rule]:
+  return [*unet_layers.block_rules(source, target), *unet_layers.norm_rules(f'{source}.norm_in', f'{target}.norm_in'),
+          *unet_layers.mlp_rules(f'{source}.ff_in', f'{target}.mlp_in')]
+
+
 def _transformer_rules(source: str, target: str) -> list[Rule]:
-  block, into = f'{source}.temporal_transformer_blocks.{{k}}', f'{target}.time_blocks.{{k}}'
-  return [*unet_layers.transformer_rules(source, target), *unet_layers.block_rules(block, into),
-          *unet_layers.norm_rules(f'{block}.norm_in', f'{into}.norm_in'),
-          *unet_layers.mlp_rules(f'{block}.ff_in', f'{into}.mlp_in'),
+  return [*unet_layers.transformer_rules(source, target),
+          *time_block_rules(f'{source}.temporal_transformer_blocks.{{k}}', f'{target}.time_blocks.{{k}}'),
           *unet_layers.embedding_rules(f'{source}.time_pos_embed', f'{target}.frame'),
           Rule(f'{source}.time_mixer.mix_factor', f'{target}.share')]
 

@@ -20,12 +20,12 @@ class WeightFiles:
   """The tensors of one or more safetensors files, read one at a time. Keys begin with the prefix of their file."""
 
   def __init__(self, handles: dict[pathlib.Path, safetensors.safe_open], prefixes: dict[pathlib.Path, str],
-               index: pathlib.Path | None, within: str):
+               index: pathlib.Path | None, within: tuple[str, ...]):
     self.paths, self.index, self._place = list(handles), index, {}
     for path, handle in handles.items():
       for stored in handle.keys():
         key = prefixes.get(path, '') + stored
-        if not key.startswith(within):
+        if within and not key.startswith(within):
           continue
         if key in self._place:
           raise ValueError(f'{key} stands in {path} and in another file; copy the folder again')
@@ -46,11 +46,11 @@ class WeightFiles:
 
 
 @contextlib.contextmanager
-def opened(source, variant: str = '', within: str = '') -> Iterator[WeightFiles]:
+def opened(source, variant: str = '', within: tuple[str, ...] = ()) -> Iterator[WeightFiles]:
   """The weights in a .safetensors file or in a folder, or in several files {path: prefix of its keys}.
 
   variant: 'fp16' where a folder holds several precisions and NAME.fp16.safetensors is meant, if it is there. within:
-  how the keys begin of what is meant. ValueError for pickles and for what is missing or damaged.
+  how the keys begin of what is meant, where that is not all. ValueError for pickles and for what is missing or damaged.
   """
   prefixes = {pathlib.Path(path): prefix for path, prefix in source.items()} if isinstance(source, dict) else {}
   index, paths = None, []
