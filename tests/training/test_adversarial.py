@@ -26,8 +26,8 @@ LOOP = {'num_steps': 4, 'batch_size': 8, 'log_every': 1, 'evaluate_every': 0, 's
         'num_threads': 2}
 ON = {'weight': 0.5, 'start': 2, 'feature_weight': 2.0, 'learning_rate': 1e-3}
 VIDEO = {'stage': 'video_vae', 'crop': {'num_frames': 5, 'height': 32, 'width': 32}, 'tile': 32, 'overlap': 8,
-         'evaluation_clips': 1, 'loop': LOOP, 'adversarial': ON, 'discriminator': {'patch_size': 8, 'widths': (4, 6)},
-         'optimizer': {'warmup_steps': 1},
+         'motion_weight': 0.1, 'evaluation_clips': 1, 'loop': LOOP, 'adversarial': ON,
+         'discriminator': {'patch_size': 8, 'widths': (4, 6)}, 'optimizer': {'warmup_steps': 1},
          'model': {'temporal_compression': 4, 'spatial_compression': 8, 'patch_time': 4, 'patch_size': 8,
                    'latent_channels': 4, 'widths': (8,), 'encoder_depths': (1,), 'decoder_depths': (1,)}}
 AUDIO = {'stage': 'audio_vae', 'num_latents': 2, 'loss': {'fft_sizes': (64,)}, 'evaluation_clips': 1,
@@ -290,9 +290,9 @@ def test_the_frames_of_a_clip_are_compared_one_by_one(folder):
   stage = make_stage('video', perceptual={'weights': str(folder / 'alexnet.safetensors'), 'weight': 2.0})
   stage.lpips = perceptual.load(stage.config.perceptual.weights)
   rng = np.random.default_rng(0)
-  a, b = (jnp.asarray(rng.uniform(-1, 1, (2, 2, 32, 32, 3)), jnp.float32) for _ in range(2))
+  a, b = (jnp.asarray(rng.uniform(-1, 1, (2, 3, 32, 32, 3)), jnp.float32) for _ in range(2))
   loss, metrics = stage.reconstruction(a, b)
-  one_by_one = [float(stage.lpips(a[i, t][None], b[i, t][None])[0]) for i in range(2) for t in range(2)]
+  one_by_one = [float(stage.lpips(a[i, t][None], b[i, t][None])[0]) for i in range(2) for t in range(3)]
   np.testing.assert_allclose(metrics['lpips'], np.mean(one_by_one), rtol=1e-5)
   plain, _ = make_stage('video').reconstruction(a, b)
   np.testing.assert_allclose(loss, plain + 2 * metrics['lpips'], rtol=1e-5)

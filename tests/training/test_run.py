@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group('run')
 
 LOOP = {'batch_size': 8, 'log_every': 1, 'evaluate_every': 0, 'sample_every': 0, 'save_every': 2, 'num_threads': 2}
 VIDEO = {'stage': 'video_vae', 'crop': {'num_frames': 5, 'height': 16, 'width': 16}, 'tile': 16, 'overlap': 8,
-         'evaluation_clips': 2, 'loop': {**LOOP, 'num_steps': 2},
+         'motion_weight': 0.1, 'evaluation_clips': 2, 'loop': {**LOOP, 'num_steps': 2},
          'model': {'temporal_compression': 4, 'spatial_compression': 8, 'patch_time': 4, 'patch_size': 8,
                    'latent_channels': 4, 'widths': (16,), 'encoder_depths': (1,), 'decoder_depths': (1,)}}
 AUDIO = {'stage': 'audio_vae', 'num_latents': 8, 'loss': {'fft_sizes': (64,)}, 'evaluation_clips': 2,

@@ -1,9 +1,9 @@
 """Stage one: the video VAE learns to reconstruct random crops of a data set's pictures.
 
 Loss: L2 + l1_weight · L1 of the pixels in [-1, 1], plus kl_weight times the posterior's KL divergence from N(0, 1),
-per element of the latents; plus, where their weights are not 0, LPIPS of every frame in a network that the user gives
-(models/perceptual.py) and an adversarial and feature-matching loss against a discriminator trained beside the codec
-(adversarial.py).
+per element of the latents; plus, where their weights are not 0, what errors cost the motion of objects (motion.py),
+LPIPS of every frame in a network that the user gives (models/perceptual.py) and an adversarial and feature-matching loss
+against a discriminator trained beside the codec (adversarial.py).
 """
 import dataclasses
 from typing import Literal
@@ -21,7 +21,7 @@ from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, optimizer, samples
+from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, motion, optimizer, samples
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -46,6 +46,7 @@ class VideoVAERun:
   model: VideoVAEConfig = VideoVAEConfig()
   crop: CropConfig = CropConfig()
   l1_weight: float = 0.05
+  motion_weight: float = 0.0
   kl_weight: float = 1e-5
   perceptual: PerceptualConfig = PerceptualConfig()
   adversarial: AdversarialConfig = AdversarialConfig()
@@ -63,6 +64,10 @@ class VideoVAERun:
     if (crop.num_frames - 1) % tc or crop.height % sc or crop.width % sc:
       raise ValueError(f'crop of {crop.num_frames} frames of {crop.height}x{crop.width} pixels does not divide; '
                        f'with this model give 1 + k·{tc} frames and sides that are multiples of {sc}')
+    largest = motion.SIDES[-1]
+    if self.motion_weight and (crop.num_frames < 3 or crop.height % largest or crop.width % largest):
+      raise ValueError(f'motion_weight={self.motion_weight} with a crop of {crop.num_frames} frames of {crop.height}x'
+                       f'{crop.width} pixels; give at least 3 frames, and sides that are multiples of {largest}')
     patch = self.discriminator.patch_size
     if self.adversarial.weight and (crop.height % patch or crop.width % patch):
       raise ValueError(f'discriminator.patch_size={patch} does not divide the crop of {crop.height}x{crop.width} '
@@ -116,6 +121,9 @@ class VideoVAEStep:
     error = output - video
     l1, l2 = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
     loss, metrics = l2 + self.config.l1_weight * l1, {'l1': l1, 'psnr': 10 * jnp.log10(4 / l2)}
+    if self.config.motion_weight:
+      moved = motion.motion_error(error)
+      loss, metrics = loss + self.config.motion_weight * moved, metrics | {'motion': moved}
     if not self.config.perceptual.weight:
       return loss, metrics
     frames = [conv.reshape(x, -1, *x.shape[2:]) for x in (output, video)]
