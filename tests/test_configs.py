@@ -1,13 +1,16 @@
-"""Every config in configs/ builds, initialises and takes a train step, abstractly."""
+"""Every config in configs/ builds, initialises and takes a train step, abstractly; and what is told of it works."""
 import pathlib
+import re
 
 import jax
 import pytest
 
-from veojax import sharding
+from veojax import cli, sharding
+from veojax.data.tokenizer import Tokenizer
 from veojax.training import run, step
 
-CONFIGS = sorted((pathlib.Path(__file__).resolve().parent.parent / 'configs').rglob('*.py'))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 
 
 def abstract_batch(stage):
@@ -33,6 +36,18 @@ def test_config_initialises_and_steps_abstractly(path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_says_how_it_is_run(path):
   assert 'veojax train --config configs/' in path.read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize('told', ['README.md', 'configs/make_a_video.py', 'configs/tasks.py'])
+def test_the_data_that_is_told_has_no_more_pieces_than_the_config(told, tmp_path):
+  """The first world that is prepared there, in small, and the config of the training after it."""
+  text = (ROOT / told).read_text().replace('\\\n', ' ')
+  options, after = re.search(r'veojax prepare +--source world (.*)\n([\s\S]*)', text).groups()
+  given = [option for option in options.split('#')[0].split() if option.startswith('--') and '=' in option]
+  assert cli.main(['prepare', '--source', 'world', '--output', str(tmp_path), *given, '--num_clips=300']) == 0
+  config = run.build(run.read_config(ROOT / re.search(r'veojax train +--config (\S+)', after)[1]))
+  owner = config.embedder if config.stage == 'make_a_video' else config.dit
+  assert Tokenizer.load(tmp_path / 'text.model').vocab_size <= owner.text.vocab_size
 
 
 @pytest.mark.parametrize('name', ['mochi', 'svd', 'animatediff', 'make_a_video'])

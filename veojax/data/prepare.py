@@ -24,6 +24,7 @@ from veojax.files import on_disk
 
 SCENES_PER_PIECE = 32
 SEED_STRIDE = 10**9  # scenes of two seeds never meet
+VOCABULARY, WORLD_VOCABULARY = 4096, 600  # the world's captions have few words, and its models as many rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class PrepareConfig:
   min_seconds, max_seconds: shorter clips are rejected, longer ones cut into equal parts.
   validation_fraction: of the files (or scenes) that have a clip; with 0 there is no validation split. Clips of one file
     are never in both.
+  vocab_size: pieces of the captions' tokenizer, at most; None is WORLD_VOCABULARY for the world, else VOCABULARY.
   time_limit: seconds that a file may go without yielding anything.
   """
   store: str = 'decoded'
@@ -59,7 +61,7 @@ class PrepareConfig:
   seed: int = 0
   world: WorldConfig = WorldConfig()
   validation_fraction: float | int = 0.05
-  vocab_size: int = 4096
+  vocab_size: int | None = None
   tokenizer: str | None = None
   time_limit: float | int = 120.0
 
@@ -80,7 +82,7 @@ class PrepareConfig:
       raise ValueError(f'num_clips={self.num_clips}, seed={self.seed}; give at least one clip, and a seed of 0 or more')
     if not self.time_limit > 0:
       raise ValueError(f'time_limit={self.time_limit}; give seconds above 0')
-    if self.tokenizer is None and self.vocab_size < SMALLEST_VOCABULARY:
+    if self.tokenizer is None and self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:
       raise ValueError(f'vocab_size={self.vocab_size}; give at least {SMALLEST_VOCABULARY}, for the bytes')
     if self.loudness is not None and not self.loudness <= 0:
       raise ValueError(f'loudness={self.loudness}; give decibels of full scale, 0 or less, such as -23')
@@ -149,6 +151,8 @@ def prepare(source, output, *, config: PrepareConfig = PrepareConfig(), workers:
   if config.store == 'rendered' and not world:
     raise ValueError(f"store='rendered' is for the world, whose clips can be made again; give decoded or compressed for "
                      f'{source}')
+  if config.vocab_size is None:
+    config = dataclasses.replace(config, vocab_size=WORLD_VOCABULARY if world else VOCABULARY)
   listing = None if world else sources.list_folder(source, exclude=output)
   stamp = outputs.Stamp('world' if world else 'folder', config, None if world else listing.hash)
   with outputs.claimed(output, stamp, overwrite) as finished:
