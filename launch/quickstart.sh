@@ -24,7 +24,7 @@ timed install environment .venv "${EXTRAS:-}"
 veojax=.venv/bin/veojax
 timed 'first clip' $veojax generate --model world --prompt "$prompt" --output $folder/first.mp4
 timed 'prepare the world' $veojax prepare --source world --output $folder/data --num_clips=4000 \
-  --validation_fraction=0.03 --vocab_size=600 --height=48 --width=48 --world.num_frames=17 --world.levels="('L2',)"
+  --validation_fraction=0.03 --height=48 --width=48 --world.num_frames=17 --world.levels="('L2',)"
 timed 'train the transformer' $veojax train --config configs/quickstart.py --workdir $folder/run \
   --config.data=$folder/data
 timed 'generate and measure' .venv/bin/python -m veojax.evaluation.quickstart $folder/run $folder/data $folder "$prompt"

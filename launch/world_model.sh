@@ -16,7 +16,7 @@ veojax=.venv/bin/veojax
 
 # world NAME CLIPS OPTIONS...: clips of levels L1 to L4.
 world() {
-  $veojax prepare --source world --output "$folder/$1" --num_clips="$2" --validation_fraction=0.0165 --vocab_size=600 \
+  $veojax prepare --source world --output "$folder/$1" --num_clips="$2" --validation_fraction=0.0165 \
     --world.levels="('L1','L2','L3','L4')" "${@:3}"
 }
 
