@@ -14,7 +14,11 @@ window of 1920×1080 (the codec fills up to 1088) is 171 360 + 127 tokens and it
     --config.loop.batch_size=4 --config.loop.accumulate=2 --config.dit.remat=offload
   veojax compile --config configs/t2va_1080p_60s.py --topology v7x:2x2x1 --config.mesh.fsdp=2 --config.mesh.context=4 \
     --config.loop.batch_size=2 --config.loop.accumulate=4 --config.dit.remat=offload
+  veojax compile --config configs/t2va_1080p_60s.py --topology v5p:2x2x2 --config.mesh.fsdp=2 --config.mesh.context=4 \
+    --config.loop.batch_size=2 --config.loop.accumulate=4 --config.dit.remat=offload
   veojax compile --config configs/t2va_1080p_60s.py --topology v5p:2x2x1 --stage generate \
+    --config.mesh.fsdp=1 --config.mesh.context=1 --config.mesh.tensor=4
+  veojax compile --config configs/t2va_1080p_60s.py --topology v6e:2x2 --stage generate \
     --config.mesh.fsdp=1 --config.mesh.context=1 --config.mesh.tensor=4
   veojax compile --config configs/t2va_1080p_60s.py --topology v5e:4x4 --stage generate \
     --config.mesh.fsdp=1 --config.mesh.context=2 --config.mesh.tensor=8

@@ -17,6 +17,6 @@ COMMANDS = {
 @pytest.mark.parametrize('bucket', ['gs://bucket/new', 's3://bucket/new'])
 def test_what_is_written_to_disks_alone_refuses_a_bucket(command, bucket, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=f'not to {bucket}; give a folder on one, or in a mounted bucket'):
+  with pytest.raises(ValueError, match=f'to a disk, which {bucket} is not; give a folder on one, or mount the bucket'):
     COMMANDS[command](bucket)
   assert not list(tmp_path.iterdir())

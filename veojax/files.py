@@ -34,11 +34,11 @@ def is_remote(name: str | os.PathLike) -> bool:
   return '://' in os.fspath(name)
 
 
-def on_disk(name: str | os.PathLike, what: str) -> pathlib.Path:
-  """The path of what is written to disks alone. Raises ValueError where it is in a bucket."""
+def on_disk(name: str | os.PathLike, what: str, use: str = 'written to') -> pathlib.Path:
+  """The path of what is written to, or 'read from', disks alone. Raises ValueError where it is in a bucket."""
   if is_remote(name):
-    raise ValueError(f'{what} is written to a disk, not to {name}; give a folder on one, or in a mounted bucket '
-                     '(gcsfuse, mountpoint-s3)')
+    raise ValueError(f'{what} is {use} a disk, which {name} is not; give a folder on one, or mount the bucket '
+                     '(gcsfuse, mountpoint-s3) and give its folder')
   return pathlib.Path(name)
 
 

@@ -122,6 +122,9 @@ def test_what_is_not_there_is_said_with_the_remedy(output, tmp_path):
     datasets.open_dataset(tmp_path)
   with pytest.raises(ValueError, match="no split 'validation', only train; .*validation_fraction"):
     datasets.open_dataset(output, 'validation')
+  for bucket in ('gs://bucket/data', 's3://bucket/data'):
+    with pytest.raises(ValueError, match=f'read from a disk, which {bucket} is not; .*mount the bucket .*its folder$'):
+      datasets.open_dataset(bucket)
 
 
 def test_sizes_of_a_clip_without_samples_are_those_of_silence():

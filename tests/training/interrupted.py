@@ -10,8 +10,8 @@ from veojax.training import loop, stopping
 
 
 @contextlib.contextmanager
-def stopped_at(step):
-  """Within it a run is told to stop at a step, and must say that it has; yields what pytest.raises does."""
+def told_at(step):
+  """Within it a run is told to stop at a step."""
   original = loop.interludes
 
   def interludes(stage, state, row, at, *rest):
@@ -21,5 +21,11 @@ def stopped_at(step):
       time.sleep(0.05)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'interludes', interludes)
-    with pytest.raises(stopping.Stopped) as stopped:
-      yield stopped
+    yield
+
+
+@contextlib.contextmanager
+def stopped_at(step):
+  """Within it a run is told to stop at a step, and must say that it has; yields what pytest.raises does."""
+  with told_at(step), pytest.raises(stopping.Stopped) as stopped:
+    yield stopped

@@ -82,6 +82,36 @@ def test_the_checkpoint_before_a_damaged_one_is_used(folder, kind, caplog):
   again.close()
 
 
+@pytest.mark.parametrize('seed', range(12))
+def test_a_changed_bit_is_found(folder, seed):
+  """Anywhere in the arrays' files: then what comes back is the checkpoint before, or exactly what was written."""
+  rng = np.random.default_rng(seed)
+  files = sorted(p for p in (folder / '5').rglob('d/*') if p.is_file())
+  path = files[rng.integers(len(files))]
+  data = bytearray(path.read_bytes())
+  data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+  path.write_bytes(data)
+  saved = checkpoint.Checkpoints(folder)
+  state, row = saved.restore(abstract())
+  saved.close()
+  assert row == 10 * int(state.step)
+  equal(state, state_at(int(state.step)))
+
+
+@pytest.mark.parametrize('error', [ValueError('UNAVAILABLE: connection refused'), TimeoutError('after 60 s'),
+                                   jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')])
+def test_what_may_pass_is_no_damage(folder, monkeypatch, error):
+  saved = checkpoint.Checkpoints(folder)
+  def fail(*_):
+    raise error
+  with monkeypatch.context() as context:
+    context.setattr(saved._checkpointer, 'load_checkpointables', fail)
+    with pytest.raises(ValueError, match='cannot be read now.*start again'):
+      saved.restore(abstract())
+  assert int(saved.restore(abstract())[0].step) == 5
+  saved.close()
+
+
 def test_where_all_are_damaged_nothing_is_begun_anew(folder):
   for step in (3, 5):
     truncate(folder / str(step))

@@ -46,13 +46,41 @@ class Knowing:
     return predictions.target(self.objective.prediction, process, x0, eps, t)
 
 
-@pytest.mark.parametrize('process, prediction', [
-    (process, prediction) for process in PROCESSES for prediction in ('flow', 'eps', 'x0', 'v')] + [('edm', 'edm')])
-def test_the_loss_of_one_who_knows_is_zero(process, prediction):
+@pytest.mark.parametrize('process, prediction, weighting', [
+    (process, prediction, 'none') for process in PROCESSES for prediction in ('flow', 'eps', 'x0', 'v')] + [
+        ('edm', 'edm', 'none'), ('vp_cosine', 'eps', 'min_snr'), ('vp_cosine_zero_snr', 'v', 'min_snr')])
+def test_the_loss_of_one_who_knows_is_zero(process, prediction, weighting):
   tokens = rows(np.random.default_rng(0))
   objective = Objective(process, prediction)
-  loss, metrics = losses.diffusion_loss(Knowing(tokens, objective), tokens, jax.random.key(0), LossConfig(), objective)
+  loss, metrics = losses.diffusion_loss(Knowing(tokens, objective), tokens, jax.random.key(0),
+                                        LossConfig(weighting=weighting), objective)
   assert float(loss) < 1e-4 and set(metrics) == {'video_loss', 'audio_loss'}
+
+
+@pytest.mark.parametrize('process, prediction', [('vp_cosine', 'eps'), ('vp_cosine_zero_snr', 'v')])
+def test_errors_are_weighed_by_min_snr(process, prediction):
+  """A constant network's, by the formulas of Hang et al. 2023, eq. 4 and table 1."""
+  tokens, gamma, seen = rows(np.random.default_rng(6)), 2.0, []
+
+  class Constant:
+    config = Knowing.config
+
+    def __call__(self, t, noise):
+      seen.extend((t.latent, noise))
+      return jnp.full(t.latent.shape, 0.3)
+  config = LossConfig(weighting='min_snr', min_snr_gamma=gamma, mean_over='tokens')
+  _, metrics = losses.diffusion_loss(Constant(), tokens, jax.random.key(2), config, Objective(process, prediction))
+  x, t = seen[0], np.take_along_axis(np.asarray(seen[1]), tokens.group, 1)[..., None]
+  for name, modality, channels in (('video', VIDEO, 4), ('audio', AUDIO, 6)):
+    mask = tokens.modality == modality
+    alpha, sigma = (np.asarray(f(t[mask])) for f in (PROCESSES[process].alpha, PROCESSES[process].sigma))
+    x0, snr = tokens.latent[mask], np.square(alpha / sigma)
+    eps = (np.asarray(x)[mask] - alpha * x0) / sigma
+    target, weight = ((eps, np.minimum(snr, gamma) / snr) if prediction == 'eps' else
+                      (alpha * eps - sigma * x0, np.minimum(snr, gamma) / (snr + 1)))
+    assert snr.min() < gamma < snr.max()
+    expected = np.mean((weight * np.square(0.3 - target))[:, :channels])
+    assert float(metrics[f'{name}_loss']) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_the_network_says_of_padding_and_text_costs_nothing():

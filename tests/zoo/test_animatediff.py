@@ -281,12 +281,23 @@ def contents(folder):
 
 
 def test_runs_go_back_to_the_very_files(controlled, animatediff_folder, tmp_path):
+  """But for the index, which says that what was left out is not there."""
   convert.reverse(controlled.run.folder, tmp_path / 'back')
   after = contents(tmp_path / 'back')
   before = contents(animatediff_folder / 'sd') | {
       f'{name}/{path}': data for name, place in (('motion_adapter', 'adapter'), ('controlnet', 'control'))
       for path, data in contents(animatediff_folder / place).items()}
+  index, index_after = (json.loads(files.pop('model_index.json')) for files in (before, after))
   assert before.keys() == after.keys() and before == after
+  assert index_after == index | {name: [None, None] for name in ('safety_checker', 'feature_extractor')}
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_diffusers_reads_what_goes_back(model, tmp_path):
+  _, diffusers = parity.libraries()
+  convert.reverse(model.run.folder, tmp_path / 'back')
+  pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / 'back')
+  assert isinstance(pipeline, diffusers.StableDiffusionPipeline) and pipeline.safety_checker is None
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -309,6 +320,7 @@ def test_saved_pipelines_are_the_same_model(with_control, model, controlled, ani
     same(again.pipeline.embed(PROMPTS, 'float32'), expected.pipeline.embed(PROMPTS, 'float32'))
   assert again.pipeline.schedule == expected.pipeline.schedule
   convert.reverse(tmp_path / 'run', tmp_path / 'back')
+  assert (tmp_path / 'back' / convert.INDEX).read_bytes() == (tmp_path / 'saved' / convert.INDEX).read_bytes()
   for path in (tmp_path / 'saved').rglob('*.safetensors'):
     before, after = (small.load_tensors(p.parent)
                      for p in (path, tmp_path / 'back' / path.relative_to(tmp_path / 'saved')))

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from veojax.data.shown_clip import ShownClip
+from veojax.files import on_disk
 from veojax.types import Clip
 
 VERSION = '1.0.0'
@@ -227,7 +228,7 @@ class Dataset:
 
 def open_dataset(output, split: str = 'train') -> Dataset:
   """The split of a folder that `veojax prepare` wrote; ValueError, with the remedy, when there is none."""
-  output = pathlib.Path(output)
+  output = on_disk(output, 'a data set', 'read from')
   if not output.is_dir():
     raise ValueError(f'{output} does not exist; run: veojax prepare --source world|FOLDER --output {output}')
   if not (output / 'prepare.json').exists():

@@ -1,7 +1,7 @@
 """The weights that a run had at one of its checkpoints: RUN/checkpoints/STEP, which `training.checkpoint` writes.
 
 It holds beside others `ema`, the averages of the weights: a flat dict of arrays by dotted path, which begins with the
-number of the average.
+number of the average; and the sums that these must have.
 """
 import contextlib
 
@@ -10,9 +10,14 @@ import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
 from veojax import files
-from veojax.models import orbax_s3
+from veojax.models import checksum, orbax_s3
 
-FOLDER, AVERAGES = 'checkpoints', 'ema'
+FOLDER, AVERAGES, SUMS = 'checkpoints', 'ema', 'sums'
+
+
+# Of a store that cannot be reached, and of a machine without room; as Python, tensorstore and XLA say it.
+PASSING = ConnectionError, TimeoutError, MemoryError
+STATUSES = 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'UNAUTHENTICATED', 'PERMISSION_DENIED'
 
 
 class Damaged(Exception):
@@ -59,8 +64,14 @@ def average(folder, number: int = 0) -> dict[str, np.ndarray]:
         raise ValueError(f'its {AVERAGES} is missing or cannot be read')
       wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) if name.startswith(prefix)
                 else ocp.PLACEHOLDER for name, leaf in stored.items()}
-      loaded = ocp.load_checkpointables(str(folder), {AVERAGES: wanted})[AVERAGES]
-      return {name.removeprefix(prefix): np.asarray(loaded[name]) for name in wanted if name.startswith(prefix)}
+      found = ocp.load_checkpointables(str(folder), {AVERAGES: wanted, 'progress': None})
+      loaded = {name: found[AVERAGES][name] for name in wanted if name.startswith(prefix)}
+      written = (found['progress'].get(SUMS) or {}).get(AVERAGES)
+      if written is not None:
+        written = np.asarray(written)[[name.startswith(prefix) for name in sorted(wanted)]]
+        if not np.array_equal(written, checksum.checksums(loaded)):
+          raise ValueError('bits of its weights have changed since they were written')
+      return {name.removeprefix(prefix): np.asarray(value) for name, value in loaded.items()}
   except Damaged as error:
     raise ValueError(f'the checkpoint {folder} is damaged ({error}); give another one: {told(run)}') from None
 
@@ -75,10 +86,14 @@ def _alone() -> ocp.Context:
 
 @contextlib.contextmanager
 def readable():
-  """Whatever goes wrong in reading is damage, but for what a person may not read."""
+  """Whatever goes wrong in reading is damage, but for what a person may not read, and what may pass: ValueError."""
   try:
     yield
   except PermissionError:
     raise
   except Exception as error:  # Orbax and tensorstore raise many kinds for files that are not what they should be
-    raise Damaged(str(error).strip().split('\n', 1)[0] or type(error).__name__) from error
+    reason = str(error).strip().split('\n', 1)[0] or type(error).__name__
+    if isinstance(error, PASSING) or any(status in str(error) for status in STATUSES):
+      raise ValueError(f'a checkpoint cannot be read now: {reason}; it is left as it is, start again when that has '
+                       'passed') from error
+    raise Damaged(reason) from error

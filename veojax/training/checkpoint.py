@@ -1,8 +1,8 @@
 """Checkpoints of a run, through Orbax: asynchronous, atomic, with the data's position in them.
 
 A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the
-step, the counts of skipped steps, the norm's level, the global row number that comes next). A part can be read without
-the others. Of several processes each writes and reads its devices' part, and all of them find the same: what one cannot
+step, the counts of skipped steps, the norm's level, the global row number that comes next; and of all these and of the
+arrays the sums that they must have when they are read). A part can be read without the others. Of several processes each writes and reads its devices' part, and all of them find the same: what one cannot
 read or write, none has.
 
 A checkpoint that cannot be read whole is set aside as damaged-<step> and named, and the one before it is used.
@@ -11,19 +11,21 @@ import contextlib
 import gc
 import logging
 import warnings
+import zlib
 
 import jax
 import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
 from veojax import files, processes
-from veojax.models import orbax_s3, run_checkpoint, weights
-from veojax.models.run_checkpoint import Damaged, readable
+from veojax.models import checksum, orbax_s3, run_checkpoint, weights
+from veojax.models.run_checkpoint import SUMS, Damaged, readable
 from veojax.training.step import State
 
 PARTS = ('model', run_checkpoint.AVERAGES, 'opt')
 COUNTS = {'step': int, 'skipped': int, 'skipped_in_a_row': int, 'norm_level': float}
-NEWER = {'skipped_in_a_row': 0, 'norm_level': 0.0}  # what older checkpoints do not have
+PROGRESS = {**COUNTS, 'row': int}
+NEWER = {'skipped_in_a_row': 0, 'norm_level': 0.0}  # what older checkpoints do not have, as they have no sums
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +79,7 @@ class Checkpoints:
     if step != self.latest:
       parts = {name: weights.names(getattr(state, name)) for name in PARTS}
       progress = {name: kind(getattr(state, name)) for name, kind in COUNTS.items()} | {'row': int(row)}
+      progress[SUMS] = {name: checksum.checksums(part) for name, part in parts.items()} | {'progress': _sum(progress)}
       self._together(lambda: self._begin(step, {**parts, 'progress': progress}))
     if failed is not None:
       raise failed
@@ -113,9 +116,9 @@ class Checkpoints:
           found = self._read(self.latest, abstract)
         except Damaged as error:
           reason = str(error)
-        reason = processes.agree(reason)
+        reason = processes.agree(reason) or self._altered(found)
         if not reason:
-          return found
+          return self._state(found, abstract)
         gc.collect()
       set_aside.append(self._set_aside(self.latest, reason))
     if set_aside:
@@ -136,7 +139,8 @@ class Checkpoints:
     self._open()
     return name
 
-  def _read(self, step: int, abstract: State) -> tuple[State, int]:
+  def _read(self, step: int, abstract: State) -> dict:
+    """All parts, and the sums of those whose arrays are read in the precision that they are stored in."""
     with readable():
       stored = self._checkpointer.checkpointables_metadata(step).metadata
     for name in PARTS:
@@ -146,12 +150,22 @@ class Checkpoints:
     wanted = {name: weights.names(getattr(abstract, name)) for name in PARTS}
     with readable():
       loaded = self._checkpointer.load_checkpointables(step, {**wanted, 'progress': None})
-      progress = NEWER | loaded['progress']
-      counts = {name: kind(progress[name]) for name, kind in COUNTS.items()}
-      row = int(progress['row'])
-    parts = {name: weights.replace(getattr(abstract, name), loaded[name]) for name in PARTS}
-    place = lambda value, like: jax.device_put(np.asarray(value, like.dtype), like.sharding)
-    return State(**{name: place(value, getattr(abstract, name)) for name, value in counts.items()}, **parts), row
+      progress = {name: kind(loaded['progress'][name]) for name, kind in PROGRESS.items() if name in loaded['progress']}
+    cast = {name for name in PARTS if any(stored[name][key].dtype != leaf.dtype for key, leaf in wanted[name].items())}
+    sums = {name: value for name, value in loaded['progress'].get(SUMS, {}).items() if name not in cast}
+    return {**{name: loaded[name] for name in PARTS}, 'progress': progress, SUMS: sums}
+
+  def _altered(self, found: dict) -> str:
+    """What of a checkpoint is not what was written, or ''. All processes call it, after all have read."""
+    own = lambda name: _sum(found[name]) if name == 'progress' else checksum.checksums(found[name])
+    altered = [name for name, written in found[SUMS].items() if not np.array_equal(written, own(name))]
+    return f'of its {", ".join(altered)} bits have changed since they were written' if altered else ''
+
+  def _state(self, found: dict, abstract: State) -> tuple[State, int]:
+    parts = {name: weights.replace(getattr(abstract, name), found[name]) for name in PARTS}
+    progress = NEWER | found['progress']
+    place = lambda name, like: jax.device_put(np.asarray(progress[name], like.dtype), like.sharding)
+    return State(**{name: place(name, getattr(abstract, name)) for name in COUNTS}, **parts), progress['row']
 
   def wait(self):
     """Until what is under way is written. ValueError where it failed in any process."""
@@ -162,6 +176,11 @@ class Checkpoints:
   def close(self):
     self.wait()
     self._checkpointer.close()
+
+
+def _sum(progress: dict) -> np.ndarray:
+  """Of the counts and the row, those that there are."""
+  return np.array([zlib.crc32(repr([(name, progress[name]) for name in PROGRESS if name in progress]).encode())], np.uint32)
 
 
 @contextlib.contextmanager

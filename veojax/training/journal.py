@@ -83,12 +83,12 @@ class Journal:
   def say(self, line: str):
     self.console.print(f'{self.name} {line}', highlight=False, soft_wrap=True)
 
-  def attempt(self, what: str, do: Callable[[], None]):
-    """Runs something that training does not depend on; a failure is told, and training goes on."""
+  def attempt(self, what: str, do: Callable[[], None], then: str = 'training goes on'):
+    """Runs something that nothing depends on; a failure is told, and what happens `then`."""
     try:
       do()
     except Exception as error:
-      self.say(f'{what} failed: {type(error).__name__}: {error}; training goes on')
+      self.say(f'{what} failed: {type(error).__name__}: {error}; {then}')
 
 
 class Lines:

@@ -101,10 +101,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
       if signum := notice.reached():
         if before is not None:
           journal.log(*before)
-        checkpoints.save(state, row)
-        checkpoints.wait()
-        export(stage, state, workdir)
-        raise Stopped(signum, step, workdir)
+        stop(signum, stage, state, row, checkpoints, journal, workdir)
       waited = time.perf_counter()
       batch = [next(batches) for _ in range(config.accumulate)]
       waited = time.perf_counter() - waited
@@ -225,9 +222,22 @@ def is_done(config: LoopConfig, workdir) -> bool:
   return path.exists() and int(path.read_text()) >= config.num_steps
 
 
+def stop(signum, stage, state, row, checkpoints, journal, workdir):
+  """Raises Stopped, when all that can be saved is: a machine that is taken away asks for no more."""
+  def save():
+    checkpoints.save(state, row)
+    checkpoints.wait()
+  then = 'the run stops'
+  journal.attempt('saving the checkpoint before', checkpoints.wait, then)
+  journal.attempt('saving a checkpoint', save, then)
+  journal.attempt('writing the model', lambda: export(stage, state, workdir), then)
+  raise Stopped(signum, int(state.step), checkpoints.latest, workdir)
+
+
 def finish(stage, state, row, checkpoints, journal, workdir, last) -> dict[str, float]:
   step = int(state.step)
   with watch.marked():
+    journal.attempt('saving the checkpoint before', checkpoints.wait, 'the last one is saved now')
     checkpoints.save(state, row)
     export(stage, state, workdir)
   scores = evaluate(stage, state)

@@ -10,11 +10,14 @@ _calls = itertools.count(1)  # of `Notice.reached`, the same in all processes
 
 
 class Stopped(Exception):
-  """Raised after a signal, when all is saved."""
+  """Raised after a signal, when what can be saved is. saved: the step of the newest checkpoint, None where there is
+  none."""
 
-  def __init__(self, signum: int, step: int, workdir):
-    super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}: all is saved in {workdir}; '
-                     'the same command goes on from there')
+  def __init__(self, signum: int, step: int, saved: int | None, workdir):
+    what = ('all is saved' if saved == step else 'nothing could be saved' if saved is None else
+            f'this step could not be saved, step {saved} is')
+    super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}: {what} in {workdir}; '
+                     f'the same command {"begins anew" if saved is None else "goes on from there"}')
     self.signum = signum
 
 

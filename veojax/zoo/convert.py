@@ -242,7 +242,8 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def reverse(run, output):
-  """Writes a run back as it was published: the same files, with the same tensors, and config.json as it was."""
+  """Writes a run back as it was published: the same files, with the same tensors, and config.json as it was; without
+  the components that the pipeline does not need, and the tensors that lay beside those of parts in one file."""
   run, output = pathlib.Path(run), on_disk(output, 'a published model')
   _check_new(output)
   record, model = open_record(run)
@@ -258,6 +259,16 @@ def reverse(run, output):
     for path in record['copied']:
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(run / path, folder / path)
+    if INDEX in record['copied']:
+      _leave_out(model.left_out, folder / INDEX)
+
+
+def _leave_out(names, index: pathlib.Path):
+  """Makes components absent, as diffusers writes it; an index that has none of them stays as it is."""
+  components = published.read_json(index)
+  left = components | {name: [None, None] for name in names if name in components}
+  if left != components:
+    index.write_text(json.dumps(left, indent=2) + '\n')
 
 
 class _Back:
