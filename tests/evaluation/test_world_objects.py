@@ -1,4 +1,6 @@
 """Absences that a pillar explains and those that nothing does, on tracks that are written down."""
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,17 @@ T, R = 40, .08
 FULL = np.pi * R * R
 
 
-def track(x, present, colour='red', shape='circle'):
+def track(x, present, colour='red', shape='circle', doubled=np.zeros(T, bool)):
   """A circle's track along x float[T] at the height .5; away where it is not present."""
   present = np.asarray(present, bool)
   positions = np.where(present[:, None], np.stack([x, np.full(T, .5)], 1), np.nan)
   likeness = np.where(present[:, None], np.eye(3)[SHAPES.index(shape)], np.nan)
-  return Track(colour, positions, np.where(present, FULL, 0.), likeness, 0.)
+  return Track(colour, positions, np.where(present, FULL, 0.), likeness, doubled)
 
 
 def measured(tracks, pillar=(.4, .6), colours=('red',), open_edges=False):
   counts = sum(t.present.astype(int) for t in tracks)
-  parse = Parse(16., 64, 64, {t.colour: t for t in tracks}, pillar, 0., counts)
+  parse = Parse(16., 64, 64, {t.colour: t for t in tracks}, pillar, counts)
   return world_objects.measure(parse, list(colours), open_edges=open_edges, fastest=3.)
 
 
@@ -63,6 +65,15 @@ def test_strangers_are_counted_and_the_missing_is_not_replaced_by_them():
   assert found['spurious'] == .25 and found['count_constancy'] == .75 and found['permanence'] == 1
   assert measured([stranger], pillar=None) == {'count_constancy': .25, 'permanence': 0., 'spurious': .25,
                                                'identity_swaps': 0.}
+
+
+def test_a_second_object_of_a_colour_is_spurious_and_nothing_else():
+  first, late = np.arange(T) < 10, np.arange(T) >= 35
+  assert measured([track(X, ~BEHIND, doubled=first)]) == WHOLE | {'spurious': .25, 'reappearance': 1.}
+  stranger = track(np.full(T, .8), first, 'green')
+  both = measured([track(X, np.ones(T), doubled=first | late), stranger], pillar=None)
+  assert both['spurious'] == 15 / 40  # of frames, however many are in one
+  assert measured([track(X, np.ones(T)), dataclasses.replace(stranger, doubled=first)], None)['spurious'] == .25
 
 
 def test_an_exchange_of_places_and_a_change_of_shape_are_swaps():

@@ -66,11 +66,37 @@ def test_an_object_that_is_gone_is_missing():
   assert track.present.tolist() == [True, True, True, False, False] and np.isnan(track.positions[3:]).all()
 
 
-def test_speckle_of_the_same_colour_does_not_move_an_object():
+@pytest.mark.parametrize('size', [4, 5])
+def test_speckle_of_the_same_colour_does_not_move_an_object(size):
   video = draw([('red', 'circle', .125, (.3, .5), (0, 0))])
-  video[:, 5:10, 55:60] = np.round(255 * np.array(world.COLOURS['red'])).astype(np.uint8)
+  video[:, 5:5 + size, 55:55 + size] = np.round(255 * np.array(world.COLOURS['red'])).astype(np.uint8)
   track = world_parser.parse(video, 8).tracks['red']
-  assert np.abs(track.positions - [.3, .5]).max() < .002 and track.fragments > .03
+  assert np.abs(track.positions - [.3, .5]).max() < .002
+  assert (track.doubled == (size**2 / 64**2 >= STRICT.min_area)).all()
+
+
+@pytest.mark.parametrize('config', [STRICT, LOOSE])
+@pytest.mark.parametrize('shape', world.SHAPES)
+@pytest.mark.parametrize('side', [-1, 1])
+def test_a_second_object_of_a_colour_is_a_double_and_the_track_stays_with_the_first(side, shape, config):
+  first = ('red', shape, .125, (.5 - .22 * side, .4), (.004, .01))
+  second = ('red', shape, .125, (.5 + .22 * side, .4), (.004, .01))
+  alone, both = draw([first], num_frames=8), draw([first, second], num_frames=8)
+  video = np.concatenate([alone[:2], both[2:7], alone[7:]])
+  truth, track = (world_parser.parse(v, 8, config).tracks['red'] for v in (alone, video))
+  assert track.doubled.tolist() == [False] * 2 + [True] * 5 + [False] and not truth.doubled.any()
+  assert np.abs(track.positions - truth.positions).max() < .003 and np.abs(track.areas / truth.areas - 1).max() < .02
+  assert track.shape == truth.shape == shape and (track.whole == truth.whole).all()
+
+
+@pytest.mark.parametrize('config', [STRICT, LOOSE])
+def test_neither_a_pillar_nor_another_object_in_front_of_an_object_makes_two_of_it(config):
+  behind = ('red', 'square', .125, (.2, .5), (.04, 0))
+  for blur in (0., 1.2):
+    passing = draw([behind], num_frames=16, pillar=(.4, .68), blur=blur)
+    crossed = draw([behind, ('white', 'triangle', .085, (.5, .5), (0, 0))], num_frames=16, blur=blur)
+    for video in (passing, crossed):
+      assert not world_parser.parse(video, 8, config).tracks['red'].doubled.any()
 
 
 def test_a_pillar_is_seen_and_is_no_object():
@@ -89,7 +115,7 @@ def test_black_grey_and_noise_have_no_persistent_objects(config):
   black = np.zeros((5, 64, 64, 3), np.uint8)
   assert not world_parser.parse(black, 8, config).tracks
   noise = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-  assert all(track.fragments > .5 for track in world_parser.parse(noise, 8, config).tracks.values())
+  assert not world_parser.parse(noise, 8, config).tracks
 
 
 def test_a_picture_that_is_not_uint8_is_refused():

@@ -23,11 +23,12 @@ def measure(parse: Parse, colours: list[str], *, open_edges: bool, fastest: floa
   accounted = {name: track.present | explained(track, parse, open_edges) for name, track in parse.tracks.items()}
   asked = [accounted.get(colour, np.zeros(T, bool)) for colour in colours]
   strangers = np.array([t.present for name, t in parse.tracks.items() if name not in colours]).reshape(-1, T)
+  doubles = np.array([t.doubled for t in parse.tracks.values()]).reshape(-1, T)
   there = np.sum(asked, axis=0) + strangers.sum(0)
   result = {
       'count_constancy': float(np.mean(there == len(colours))),
       'permanence': float(np.mean([a.all() for a in asked])),
-      'spurious': float(strangers.any(0).mean()),
+      'spurious': float((strangers.any(0) | doubles.any(0)).mean()),
       'identity_swaps': float(exchanges(parse, fastest) + sum(changes_of_shape(t) for t in parse.tracks.values())),
   }
   alone = len(colours) == 1  # nothing behind the pillar that could turn it round

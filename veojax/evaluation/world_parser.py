@@ -45,13 +45,13 @@ LOOSE = ParserConfig(cone=.90, threshold=.25, rescale=True)
 @dataclasses.dataclass(frozen=True)
 class Track:
   """One colour over time. positions float[T, 2], areas float[T] (squared widths), likeness float[T, 3]: cosine with the
-  best rendering of each of SHAPES; all NaN (areas 0) where the object is missing. fragments: share of the colour's
-  coverage outside its blob."""
+  best rendering of each of SHAPES; all NaN (areas 0) where the object is missing. doubled bool[T]: there is another
+  object of its colour."""
   colour: str
   positions: np.ndarray
   areas: np.ndarray
   likeness: np.ndarray
-  fragments: float
+  doubled: np.ndarray
 
   @property
   def present(self) -> np.ndarray:
@@ -85,14 +85,13 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Parse:
-  """What a clip's picture shows. pillar: (x0, x1) of a brown pillar or None. ambiguous: share of the bright pixels that
-  lie in no cone. counts: int[T], objects per frame."""
+  """What a clip's picture shows. pillar: (x0, x1) of a brown pillar or None. counts: int[T], objects per frame, at most
+  one of a colour."""
   fps: float
   height: int
   width: int
   tracks: dict[str, Track]
   pillar: tuple[float, float] | None
-  ambiguous: float
   counts: np.ndarray
 
   @property
@@ -113,7 +112,7 @@ def parse(video: np.ndarray, fps: float, config: ParserConfig = STRICT) -> Parse
   base = background(video).astype(np.float32)
   offset = video.astype(np.float32) / 255 - base
   rays = np.array([*world.COLOURS.values(), world.BROWN], np.float32) - base
-  where, label, alpha, ambiguous = _label(offset, rays, config)
+  where, label, alpha = _label(offset, rays, config)
   num_colours = len(COLOURS)
   frame = where // (H * W)
   areas = np.bincount(frame * (num_colours + 1) + label, alpha, T * (num_colours + 1)).reshape(T, -1) / W**2
@@ -130,7 +129,7 @@ def parse(video: np.ndarray, fps: float, config: ParserConfig = STRICT) -> Parse
       tracks[COLOURS[c]] = track
   counts = sum((t.present.astype(int) for t in tracks.values()), np.zeros(T, int))
   pillar = _pillar(where[label == num_colours], T, H, W)
-  return Parse(float(fps), H, W, tracks, pillar, ambiguous, counts)
+  return Parse(float(fps), H, W, tracks, pillar, counts)
 
 
 def background(video: np.ndarray) -> np.ndarray:
@@ -142,7 +141,7 @@ def background(video: np.ndarray) -> np.ndarray:
 
 
 def _label(offset: np.ndarray, rays: np.ndarray, config: ParserConfig):
-  """Flat indices of labelled pixels, their label (7 is brown), their coverage, and the share that has no label."""
+  """Flat indices of labelled pixels, their label (7 is brown), and their coverage."""
   bright = np.flatnonzero(np.einsum('thwc,thwc->thw', offset, offset) > config.threshold**2)
   d = offset.reshape(-1, 3)[bright]
   lengths = np.linalg.norm(rays, axis=1)
@@ -152,37 +151,54 @@ def _label(offset: np.ndarray, rays: np.ndarray, config: ParserConfig):
   along = np.take_along_axis(along, label[:, None], 1)[:, 0]
   keep = along > config.cone * np.linalg.norm(d, axis=1)
   alpha = np.clip(along / lengths[label], 0, 1)
-  ambiguous = float(1 - keep.mean()) if keep.size else 0.
-  return bright[keep], label[keep], alpha[keep], ambiguous
+  return bright[keep], label[keep], alpha[keep]
 
 
 def _track(colour: str, maps: np.ndarray, soft: np.ndarray, config: ParserConfig) -> Track | None:
   """The densest blob of one colour's coverage float[T, H, W] (soft: without threshold); None if nowhere large."""
   T, H, W = maps.shape
-  total = maps.sum((1, 2)) / W**2
-  frames = np.flatnonzero(total >= config.min_area)
-  maps, total = maps[frames], total[frames]
-  whole = maps.sum()
-  maps = maps * _blob(maps, total)
-  fragments = float(1 - maps.sum() / whole) if whole else 0.
-  if config.rescale:
-    # This ratio of moments is a blob's plateau, little lowered by its edge.
-    square = maps * maps
-    peak = (square * maps).sum((1, 2)) / np.maximum(square.sum((1, 2)), 1e-6) / .98
-    maps = np.minimum(1, maps / np.clip(peak, .3, 1)[:, None, None])
-  area = maps.sum((1, 2)) / W**2
-  x, y = _centroids(maps)
-  keep = (area >= config.min_area) & (_compactness(maps, x, y, area) > COMPACT)
+  frames = np.flatnonzero(maps.sum((1, 2)) / W**2 >= config.min_area)
+  maps = maps[frames]
+  own = _blob(maps)
+  maps -= own
+  found, keep = _objects(own, config)
+  doubled = np.zeros(T, bool)
+  more = np.flatnonzero(keep & (maps.sum((1, 2)) / W**2 >= config.min_area))
+  if more.size:
+    others, second = _objects(_blob(maps[more]), config)
+    doubled[frames[more[second]]] = True
+    _follow(found, keep, more[second], others[second])
   if not keep.any():
     return None
-  maps, frames, area, x, y = maps[keep], frames[keep], area[keep], x[keep], y[keep]
+  frames, (area, x, y) = frames[keep], found[keep].T
   likeness = _match_shapes(soft[frames], x, y, area)
   best = likeness.argmax(1)
   y = y - np.where(best == SHAPES.index('triangle'), np.sqrt(area / AREA['triangle']) / 3, 0)
   positions, areas, all_likeness = np.full((T, 2), np.nan), np.zeros(T), np.full((T, 3), np.nan)
   positions[frames] = np.stack([x, y], 1)
   areas[frames], all_likeness[frames] = area, likeness
-  return Track(colour, positions, areas, all_likeness, fragments)
+  return Track(colour, positions, areas, all_likeness, doubled)
+
+
+def _objects(maps: np.ndarray, config: ParserConfig) -> tuple[np.ndarray, np.ndarray]:
+  """Area, x and y float[T, 3] of one blob in each frame, coverage float[T, H, W]; bool[T]: whether it is an object."""
+  if config.rescale:
+    # This ratio of moments is a blob's plateau, little lowered by its edge.
+    square = maps * maps
+    peak = (square * maps).sum((1, 2)) / np.maximum(square.sum((1, 2)), 1e-6) / .98
+    maps = np.minimum(1, maps / np.clip(peak, .3, 1)[:, None, None])
+  area = maps.sum((1, 2)) / maps.shape[-1]**2
+  x, y = _centroids(maps)
+  return np.stack([area, x, y], 1), (area >= config.min_area) & (_compactness(maps, x, y, area) > COMPACT)
+
+
+def _follow(found: np.ndarray, keep: np.ndarray, frames: np.ndarray, others: np.ndarray):
+  """Puts the other of two objects float[len(frames), 3] into `found` where it is nearer to where the object was last:
+  which of two equals is the denser is chance."""
+  for k, other in zip(frames, others):
+    last = found[:k][keep[:k]][-1:]
+    if len(last) and np.hypot(*(other - last[0])[1:]) < np.hypot(*(found[k] - last[0])[1:]):
+      found[k] = other
 
 
 def _centroids(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,8 +216,9 @@ def _compactness(maps: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarra
   return (maps * (square <= (area * W**2 / np.pi)[:, None, None])).sum((1, 2)) / np.maximum(maps.sum((1, 2)), 1e-6)
 
 
-def _blob(maps: np.ndarray, total: np.ndarray) -> np.ndarray:
-  """bool[T, H, W]: a disc around the densest place that just holds an object of the whole area, by two mean shifts."""
+def _blob(maps: np.ndarray) -> np.ndarray:
+  """float[T, H, W]: the coverage in a disc around the densest place, grown by mean shifts until it just holds an object
+  of the area that is in it: two objects of one colour are not one."""
   T, H, W = maps.shape
   k = max(1, round(.06 * W))
   sums = np.zeros((T, H + 2 * k + 1, W + 2 * k + 1), np.float32)
@@ -212,15 +229,16 @@ def _blob(maps: np.ndarray, total: np.ndarray) -> np.ndarray:
   box = sums[:, 2 * k + 1:, 2 * k + 1:] - sums[:, :-2 * k - 1, 2 * k + 1:]
   box = box - sums[:, 2 * k + 1:, :-2 * k - 1] + sums[:, :-2 * k - 1, :-2 * k - 1]
   y, x = np.divmod(box.reshape(T, -1).argmax(1), W)
-  # A triangle's corners are 1.56 equal-area radii from its centroid, the farthest of the three shapes.
-  reach = 1.75 * np.sqrt(total / np.pi) * W + 2
+  mass = box.reshape(T, -1).max(1)
   rows, columns = np.arange(H), np.arange(W)
-  for _ in range(3):
+  for _ in range(4):
+    # A triangle's corners are 1.56 equal-area radii from its centroid, the farthest of the three shapes.
+    reach = 1.75 * np.sqrt(mass / np.pi) + 2
     inside = (rows[:, None] - y[:, None, None])**2 + (columns - x[:, None, None])**2 <= (reach**2)[:, None, None]
     kept = maps * inside
     mass = np.maximum(kept.sum((1, 2)), 1e-6)
     y, x = (kept.sum(2) @ rows) / mass, (kept.sum(1) @ columns) / mass
-  return inside
+  return kept
 
 
 @functools.cache

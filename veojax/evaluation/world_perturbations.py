@@ -134,6 +134,37 @@ def stranger(clip, record, others) -> Clip:
   return dataclasses.replace(clip, video=np.concatenate([clip.video[:-2], other.video[-2:]]))
 
 
+def double(clip, record, others) -> Clip:
+  """In the second half there are two of the first object, the other one to its side and behind all else."""
+  scene, half = record.scene, len(clip.video) // 2
+  x = record.states(scene.frame_times[half:])[0][:, 0, 0].mean()
+  aside = record.segments[0] + np.array([0, .4 if x < .5 else -.4, 0, 0, 0, 0, 0])
+  two = dataclasses.replace(record, segments=(aside, *record.segments), modes=(record.modes[0], *record.modes),
+                            scene=dataclasses.replace(scene, objects=(scene.objects[0], *scene.objects)))
+  return dataclasses.replace(clip, video=np.concatenate([clip.video[:half], world_clip.render(two).video[half:]]))
+
+
+class Dull(world.Object):
+  """An object that a bounce leaves less of its speed than its material says."""
+
+  @property
+  def restitution(self) -> float:
+    return .8 * super().restitution
+
+
+def dull_bounces(clip, record, others) -> Clip:
+  """Restitution times .8, seen and heard."""
+  return changed(record, objects=tuple(Dull(**vars(thing)) for thing in record.scene.objects))
+
+
+def soft_is_loud(clip, record, others) -> Clip:
+  """The softer an impact is, the louder it sounds: the hardest as the softest did, and so on."""
+  impulses = [event.impulse for event in record.events]
+  ends = min(impulses) + max(impulses)
+  events = tuple(dataclasses.replace(event, impulse=ends - event.impulse) for event in record.events)
+  return dataclasses.replace(clip, audio=world_clip.render(dataclasses.replace(record, events=events)).audio)
+
+
 def pixel_noise(clip, record, others) -> Clip:
   """Noise of deviation .03, in RGB from 0 to 1."""
   noise = np.random.default_rng(record.scene.seed).normal(0, .03 * 255, clip.video.shape)
@@ -144,12 +175,14 @@ PERTURBATIONS = {
     'vanish': vanish, 'swap': swap, 'shuffle': shuffle, 'gravity x 0.7': light_gravity, 'sound + 40 ms': late(.04),
     'sound + 100 ms': late(.1), "another clip's sound": foreign_sound, 'every second impact silent': half_silent,
     'slow motion': slow_motion, 'wrong shape': wrong_shape, 'stranger': stranger, 'pixel noise': pixel_noise,
-    'no exit': no_exit, "camera's move reversed": backwards, 'sound in silence': foreign_sound,
+    'no exit': no_exit, "camera's move reversed": backwards, 'sound in silence': foreign_sound, 'double': double,
+    'restitution x 0.8': dull_bounces, 'softer is louder': soft_is_loud,
 }
 FALLING = ('L2', 'L3')
 RARE = 4  # times fewer clips of the other levels
 SCENES = dict.fromkeys(PERTURBATIONS, FALLING) | {
-    'no exit': ('L4',), "camera's move reversed": ('L7',), 'sound in silence': ('L0',)}
+    'no exit': ('L4',), "camera's move reversed": ('L7',), 'sound in silence': ('L0',),
+    'restitution x 0.8': ('L2',), 'softer is louder': ('L2',)}
 UNHEARD = {'f1': DOWN, 'impact_has_sound': DOWN, 'sound_has_impact': DOWN, 'offset': UP, 'bias': CHANCE, 'told': DOWN,
            'material': DOWN, 'all_right': DOWN, 'sound_material': DOWN, 'sound_size_error': UP, 'pan_error': UP}
 CAPTIONED = ('colour', 'shape', 'size', 'count', 'direction', 'all_right', 'told')
@@ -185,6 +218,10 @@ MATRIX = {
         **dict.fromkeys(('gravity_error', 'restitution_error', 'energy_gain', 'f1', 'impact_has_sound', 'told',
                          'sound_has_impact', 'offset', 'bias', 'material', 'all_right'), CHANCE)},
     'sound in silence': {'noise': UP, 'told': DOWN},
+    'double': {'spurious': UP},
+    # Both of single objects: where several collide, other bounces leave other collisions, and other sounds stand alone.
+    'restitution x 0.8': {**STRAYED, 'restitution_error': UP},
+    'softer is louder': {'loudness': DOWN},
 }
 TOLERANCE = dict.fromkeys(world_judge.METRICS, .05) | {
     'told': .015, 'spurious': .01, 'teleports': .005, 'gravity_error': .02, 'energy_gain': .02, 'position_error': .005,
@@ -195,15 +232,14 @@ TOLERANCE = dict.fromkeys(world_judge.METRICS, .05) | {
 def means(num_clips: int) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
   """{perturbation: ({metric: mean over the true clips that define it}, the same of the spoilt ones)}, of num_clips
   falling scenes, and a quarter as many of the other levels."""
-  falling = scenes(FALLING, num_clips)
-  truths = {FALLING: falling} | {levels: scenes(levels, max(1, num_clips // RARE))
-                                 for levels in SCENES.values() if levels != FALLING}
+  truths = {levels: scenes(levels, num_clips if set(levels) <= set(FALLING) else max(1, num_clips // RARE))
+            for levels in dict.fromkeys(SCENES.values())}
   unspoilt = {levels: _mean([(clip, clip) for clip, _ in pairs]) for levels, pairs in truths.items()}
   out = {}
   for name, spoil in PERTURBATIONS.items():
     pairs = []
     for i, (clip, record) in enumerate(truths[SCENES[name]]):
-      others = falling[(i + 2) % len(falling)][0]  # of the same level, if that is a falling one
+      others = truths[FALLING][(i + 2) % num_clips][0]  # of the same level, if both are FALLING
       pairs.append((dataclasses.replace(spoil(clip, record, others), text=clip.text), clip))
     out[name] = unspoilt[SCENES[name]], _mean(pairs)
   return out
@@ -228,7 +264,7 @@ def main(*options: str):
   from veojax import arguments
   found = means(int(arguments.parse(list(options)).get('num_clips', 16)))
   out = table.Table(title='Difference from the truth; bold moves, as MATRIX says', title_justify='left')
-  out.add_column('metric')
+  out.add_column('metric', no_wrap=True)
   first = {levels: name for name, levels in reversed(SCENES.items())}
   for levels in first:
     out.add_column(' '.join(('truth', *levels)))
@@ -238,7 +274,7 @@ def main(*options: str):
     cells = [f'{found[name][0][metric]:.3f}' if metric in found[name][0] else '' for name in first.values()]
     cells += [_cell(found, name, metric) if metric in found[name][0] else '' for name in found]
     out.add_row(metric, *cells)
-  console.Console(width=240).print(out)
+  console.Console(width=270).print(out)
 
 
 def _cell(found: dict, name: str, metric: str) -> str:
