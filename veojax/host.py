@@ -43,6 +43,12 @@ def keep_memory():
     mallopt(*option)
 
 
+def free_bytes() -> int | None:
+  """Of this process's first accelerator's memory; None where nothing is known of it, as on CPUs."""
+  told = jax.local_devices()[0].memory_stats() or {}
+  return told['bytes_limit'] - told['bytes_in_use'] if 'bytes_limit' in told else None
+
+
 def num_cores() -> int:
   """Cores this process may run on; two threads of one core count once."""
   if not hasattr(os, 'sched_getaffinity'):

@@ -15,7 +15,7 @@ from tests.zoo import small_folders as small
 from veojax import cli, sharding
 from veojax.generation import export
 from veojax.zoo import convert, svd_picture
-from veojax.zoo.svd import AUGMENTATION, SVD
+from veojax.zoo.svd import AUGMENTATION, BYTES_PER_PIXEL, SVD, SVDSettings, fitting_chunk
 from veojax.zoo.svd_vae import SVDVAE
 
 THREE = {**small.SVD_UNET, 'block_out_channels': [64, 32, 32], 'num_attention_heads': [4, 2, 1],
@@ -198,6 +198,16 @@ def test_generate_takes_the_projects_arguments(folder, tmp_path, capsys):
       model.generate(image=IMAGE, **given)
   with pytest.raises(ValueError, match='give image='):
     model.generate()
+
+
+def test_as_many_frames_are_decoded_at_once_as_fit():
+  """All where they do, or where nothing is known of it; at least one."""
+  settings = SVDSettings()
+  assert [fitting_chunk(settings, free) for free in (None, 100 * 2 ** 30, 1)] == [25, 25, 1]
+  chunks = [fitting_chunk(settings, gib * 2 ** 30) for gib in (8, 16, 32)]
+  assert chunks == sorted(set(chunks)) and all(
+      n * settings.height * settings.width * BYTES_PER_PIXEL <= gib * 2 ** 30 for n, gib in zip(chunks, (8, 16, 32)))
+  assert fitting_chunk(SVDSettings(height=288, width=512), 8 * 2 ** 30) >= 4 * chunks[0]
 
 
 def test_what_is_sampled_otherwise_is_refused(folder, tmp_path):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from veojax import processes, sharding
+from veojax import host, processes, sharding
 from veojax.data.tokenizer import Tokenizer
 from veojax.diffusion import guidance, samplers, timesteps
 from veojax.diffusion.process import RectifiedFlow
@@ -93,9 +93,7 @@ class MochiPipeline:
 
   def decode(self, latents: np.ndarray, settings: MochiSettings) -> np.ndarray:
     vae = self.run.parts['vae']
-    told = jax.local_devices()[0].memory_stats() or {}
-    free = told['bytes_limit'] - told['bytes_in_use'] if 'bytes_limit' in told else None
-    codec = codec_of(vae, settings.tile or fitting_tile(settings, free), settings.chunk)
+    codec = codec_of(vae, settings.tile or fitting_tile(settings, host.free_bytes()), settings.chunk)
     return np.stack([codec.decode(latent, settings.num_frames, settings.height, settings.width) for latent in latents])
 
 
