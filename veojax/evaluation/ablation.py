@@ -21,8 +21,7 @@ from veojax.generation import model as models
 from veojax.training import heldout, run
 
 CONFIG = 'configs/quickstart.py'
-BEFORE = {'loss': {'video_shift': 1.0}}  # the quickstart as it was before the table changed it
-VARIANTS = {  # keys of the config that differ from that
+VARIANTS = {  # keys of the config that differ from it
     'flow': {},
     'v': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}},
     'v, min-SNR': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}, 'loss': {'weighting': 'min_snr'}},
@@ -42,7 +41,7 @@ def variant(name: str, data: str, num_steps: int):
   """The run of one variant, as `run.train` takes it."""
   tree = run.read_config(CONFIG).unlock()
   tree.data, tree.loop.num_steps = data, num_steps
-  for part, values in (*BEFORE.items(), *VARIANTS[name].items()):
+  for part, values in VARIANTS[name].items():
     tree[part] = {**tree.get(part, {}), **values} if isinstance(values, dict) else values
   return run.build(tree)
 
