@@ -137,6 +137,8 @@ def result(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """All that a run leaves: the averaged weights, and what its last checkpoint holds of the rest."""
   import jax
   from orbax.checkpoint.experimental import v1 as ocp
+
+  from veojax.models.run_checkpoint import SUMS
   on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   whole = lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=on_one)
   with ocp.training.Checkpointer(str(workdir / 'checkpoints')) as saved:
@@ -145,7 +147,7 @@ def result(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     wanted = {part: jax.tree.map(whole, dict(stored[part])) for part in ('model', 'ema', 'opt')}
     parts = saved.load_checkpointables(step, {**wanted, 'progress': None})
   arrays = {f'{part}.{name}': np.asarray(x) for part in ('model', 'ema', 'opt') for name, x in parts[part].items()}
-  counts = {f'progress.{name}': np.asarray(x) for name, x in parts['progress'].items()}
+  counts = {f'progress.{name}': np.asarray(x) for name, x in parts['progress'].items() if name != SUMS}
   return {**arrays, **counts, **safetensors.numpy.load_file(workdir / 'weights.safetensors')}
 
 
