@@ -14,7 +14,6 @@ from veojax.models import checksum, orbax_s3
 
 FOLDER, AVERAGES, SUMS = 'checkpoints', 'ema', 'sums'
 
-
 # Of a store that cannot be reached, and of a machine without room; as Python, tensorstore and XLA say it.
 PASSING = ConnectionError, TimeoutError, MemoryError
 STATUSES = 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'UNAUTHENTICATED', 'PERMISSION_DENIED'

@@ -2,8 +2,8 @@
 
 A checkpoint holds four parts: `model`, `ema` and `opt` as flat dicts of arrays by dotted path, and `progress` (the
 step, the counts of skipped steps, the norm's level, the global row number that comes next; and of all these and of the
-arrays the sums that they must have when they are read). A part can be read without the others. Of several processes each writes and reads its devices' part, and all of them find the same: what one cannot
-read or write, none has.
+arrays the sums that they must have when they are read). A part can be read without the others. Of several processes each
+writes and reads its devices' part, and all of them find the same: what one cannot read or write, none has.
 
 A checkpoint that cannot be read whole is set aside as damaged-<step> and named, and the one before it is used.
 """
@@ -179,8 +179,9 @@ class Checkpoints:
 
 
 def _sum(progress: dict) -> np.ndarray:
-  """Of the counts and the row, those that there are."""
-  return np.array([zlib.crc32(repr([(name, progress[name]) for name in PROGRESS if name in progress]).encode())], np.uint32)
+  """uint32[1], of the counts and the row, those that there are."""
+  told = repr([(name, progress[name]) for name in PROGRESS if name in progress])
+  return np.array([zlib.crc32(told.encode())], np.uint32)
 
 
 @contextlib.contextmanager
