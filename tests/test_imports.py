@@ -21,7 +21,7 @@ ALLOWED = {
                   'zoo'},
     'benchmarking': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
                      'compiling', 'zoo'},
-    'zoo': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models'},
+    'zoo': {'types', 'sharding', 'processes', 'files', 'config', 'host', 'data', 'diffusion', 'models'},
     'evaluation': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
                    'training', 'zoo', 'arguments', 'host'},
     'cli': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',
