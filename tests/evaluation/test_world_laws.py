@@ -61,15 +61,29 @@ def test_vanishing_and_wrong_positions(clips):
   assert moved['pos_err'] > .02
 
 
+def parse_of(x, y):
+  """Of one whole object at 16 frames a second."""
+  n = len(x)
+  track = world_parser.Track('red', np.stack([x, y], 1), np.full(n, .02), np.zeros((n, 3)), np.zeros(n, bool))
+  return world_parser.Parse(16., 64, 64, {'red': track}, None, np.ones(n, int))
+
+
 @pytest.mark.parametrize('time', [.5, .53, .5625])
 def test_the_moment_of_a_bounce_between_frames_is_exact(time):
   t = np.arange(17) / 16
   y = np.where(t < time, .8 + .9 * (t - time) + (t - time)**2, .8 - .7 * (t - time) + (t - time)**2)
-  positions = np.stack([.2 + .3 * t, y], 1)
-  track = world_parser.Track('red', positions, np.full(17, .02), np.zeros((17, 3)), np.zeros(17, bool))
-  parse = world_parser.Parse(16., 64, 64, {'red': track}, None, np.ones(17, int))
-  found, = world_laws.visual_impacts(parse, gravity=2.)
+  found, = world_laws.visual_impacts(parse_of(.2 + .3 * t, y), gravity=2.)
   assert found == pytest.approx(time, abs=1e-9)
+
+
+@pytest.mark.parametrize('time', [.5, .53, .5625])
+def test_what_shakes_a_lying_object_is_no_impact_and_what_strikes_it_is(time):
+  t = np.arange(33) / 16
+  shaken = .001 * np.random.default_rng(0).standard_normal((2, 33))
+  assert not len(world_laws.visual_impacts(parse_of(.5 + shaken[0], .9 + shaken[1]), gravity=2.))
+  found, = world_laws.impacts(parse_of(.5 + .6 * np.maximum(0, t - time), np.full(33, .9)), gravity=2.)
+  assert found.time == pytest.approx(time, abs=1e-9) and found.held
+  np.testing.assert_allclose((found.before, found.after), ((0, 0), (.6, 0)), atol=1e-9)
 
 
 def test_matching_is_one_to_one():

@@ -12,6 +12,7 @@ from veojax import sharding
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 
 TINY = AudioVAEConfig(hop=40, latent_channels=3, strides=(2,), widths=(8, 12), depth=2)
+FINER = dataclasses.replace(TINY, decoder_strides=(2, 4), decoder_widths=(4, 8, 12))
 encode, decode = jax.jit(AudioVAE.encode), jax.jit(AudioVAE.decode)
 encode_chunk, decode_chunk = jax.jit(AudioVAE.encode_chunk), jax.jit(AudioVAE.decode_chunk)
 
@@ -33,6 +34,7 @@ def noise(*shape, seed=0):
     dataclasses.replace(TINY, channels=1),
     dataclasses.replace(TINY, strides=(), widths=(16,)),
     dataclasses.replace(TINY, dtype='bfloat16'),
+    FINER,
     AudioVAEConfig(sample_rate=48_000, hop=960, strides=(2, 3, 4), widths=(8, 8, 8, 8), depth=1),
 ])
 def test_shapes_and_dtypes(config):
@@ -70,8 +72,9 @@ def test_encoder_is_causal_and_sees_its_own_samples():
     assert np.all(np.any(gradient[j * hop:(j + 1) * hop] != 0, axis=1))
 
 
-def test_decoder_is_causal_and_hears_its_own_latent():
-  vae, hop = make_vae(), TINY.hop
+@pytest.mark.parametrize('config', [TINY, FINER])
+def test_decoder_is_causal_and_hears_its_own_latent(config):
+  vae, hop = make_vae(config), config.hop
   latent = noise(1, 6, 3)
   for n in (0, hop - 1, hop, 3 * hop + 7):
     gradient = decoder_gradient(vae, latent, n)[0]
@@ -79,9 +82,10 @@ def test_decoder_is_causal_and_hears_its_own_latent():
     assert np.all(gradient[n // hop] != 0)
 
 
-def test_chunked_equals_whole():
+@pytest.mark.parametrize('config', [TINY, FINER])
+def test_chunked_equals_whole(config):
   sizes = (1, 2, 1, 1, 2)
-  vae, hop = make_vae(), TINY.hop
+  vae, hop = make_vae(config), config.hop
   audio = noise(2, sum(sizes) * hop, 2)
   mean, logvar = encode(vae, audio)
   output = decode(vae, mean)
@@ -144,6 +148,8 @@ def test_sharded_equals_unsharded():
     ({'channels': 6}, 'channels=6'),
     ({'hop': 41}, 'hop=41'),
     ({'widths': (8,)}, '1 widths'),
+    ({'decoder_strides': (3,)}, 'decoder_strides=.3'),
+    ({'decoder_widths': (8,)}, '1 decoder_widths'),
 ])
 def test_bad_configs_are_refused_with_the_value(options, word):
   with pytest.raises(ValueError, match=word):

@@ -12,11 +12,13 @@ from veojax.models.conv import depth_to_space, space_to_depth
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 
 TINY = VideoVAEConfig(latent_channels=3, widths=(8, 12, 8), encoder_depths=(1, 1, 1), decoder_depths=(1, 1, 1))
+FINER = VideoVAEConfig(4, 8, 2, 4, 3, (8, 12), (1, 1), (1, 1, 1), decoder_patch_time=1, decoder_patch_size=2,
+                       decoder_widths=(4, 8, 12))
 
 
-@pytest.fixture(scope='module')
-def vae():
-  return make(TINY)
+@pytest.fixture(scope='module', params=[TINY, FINER], ids=['alike', 'finer'])
+def vae(request):
+  return make(request.param)
 
 
 def make(cfg):
@@ -42,6 +44,7 @@ def video(*shape, seed=0):
     VideoVAEConfig(1, 8, 1, 8, 5, (8,), (1,), (1,)),
     VideoVAEConfig(2, 8, 1, 8, 5, (8, 8), (1, 1), (1, 1)),
     dataclasses.replace(TINY, dtype='bfloat16'),
+    FINER,
 ], ids=lambda c: f'{c.temporal_compression}x{c.spatial_compression}-{c.patch_time}x{c.patch_size}-{c.dtype}')
 def test_shapes(cfg):
   vae = jax.eval_shape(lambda: VideoVAE(cfg, rngs=nnx.Rngs(0)))
@@ -144,7 +147,7 @@ def test_initialisation():
 
 def test_bfloat16_follows_float32(vae):
   x = video(1, 5, 16, 16)
-  half = make(dataclasses.replace(TINY, dtype='bfloat16'))
+  half = make(dataclasses.replace(vae.cfg, dtype='bfloat16'))
   np.testing.assert_allclose(encode(half, x)[0], encode(vae, x)[0], atol=0.1)
 
 
@@ -153,6 +156,8 @@ def test_bfloat16_follows_float32(vae):
     (dict(spatial_compression=12), 'spatial_compression=12'),
     (dict(temporal_compression=16), 'change the patch'),
     (dict(dtype='float16'), 'bfloat16'),
+    (dict(decoder_widths=(8, 8)), 'decoder_depths=.*one depth per width'),
+    (dict(decoder_patch_size=3), 'decoder_patch_size=3'),
 ])
 def test_a_config_that_cannot_be_built_is_refused(change, words):
   with pytest.raises(ValueError, match=words):

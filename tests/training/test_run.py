@@ -17,7 +17,7 @@ from veojax.data import datasets, media, prepare
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
 from veojax.generation import codecs, model as models
-from veojax.models import weights
+from veojax.models import codec_file, weights
 from veojax.training import checkpoint, journal, loop, run, transformer
 
 pytestmark = pytest.mark.xdist_group('run')
@@ -382,6 +382,21 @@ def test_a_decoder_alone_learns_and_latents_stay(folder, stage, name, adversary)
   assert old.hash() == new.hash() and old.whole_hash() != new.whole_hash()
   with pytest.raises(ValueError, match='start=CODEC'):
     run.build(tree)
+
+
+@pytest.mark.parametrize('stage, name, sizes', [
+    (VIDEO, 'video', {'decoder_patch_time': 2, 'decoder_patch_size': 4, 'decoder_widths': (8, 16),
+                      'decoder_depths': (1, 1)}),
+    (AUDIO, 'audio', {'decoder_strides': (4,), 'decoder_widths': (8, 16)})])
+def test_a_decoder_of_other_sizes_learns_from_the_same_latents(folder, stage, name, sizes):
+  tree = {**stage, 'data': str(folder / 'data'), 'start': str(folder / name), 'model': {**stage['model'], **sizes}}
+  run.train({**tree, 'learn': 'decoder'}, folder / f'finer_{name}')
+  old, new = (codecs.load(path, name) for path in (folder / name, folder / f'finer_{name}'))
+  kept = codec_file.encoder(old.vae)
+  assert kept and all(np.array_equal(kept[part], x) for part, x in codec_file.encoder(new.vae).items())
+  assert old.hash() == new.hash() and old.whole_hash() != new.whole_hash()
+  with pytest.raises(ValueError, match='another model'):
+    run.train(tree, folder / f'other_{name}')
 
 
 @pytest.mark.parametrize('changes, words', [

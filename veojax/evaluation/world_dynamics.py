@@ -33,10 +33,10 @@ def measure(parse: Parse, impacts: list[Impact], gravity: float, restitution: di
 
 
 def collisions(parse: Parse, impacts: list[Impact]) -> list[tuple[Impact, Impact]]:
-  """Impacts of two objects at one time that drive the two apart, where they touch."""
+  """Impacts of two objects in flight at one time that drive the two apart, where they touch."""
   def meet(one, two):
     reach = parse.tracks[one.colour].radius + parse.tracks[two.colour].radius
-    return (one.colour != two.colour and abs(one.time - two.time) * parse.fps < TOGETHER
+    return (one.colour != two.colour and not (one.held or two.held) and abs(one.time - two.time) * parse.fps < TOGETHER
             and abs(np.hypot(*(one.place - two.place)) - reach) < TOUCH
             and (one.after - one.before) @ (two.after - two.before) < 0)
   return [(one, two) for i, one in enumerate(impacts) for two in impacts[i + 1:] if meet(one, two)]

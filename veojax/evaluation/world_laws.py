@@ -3,8 +3,9 @@
 Conventions: widths, seconds, y down. Times in the result are in milliseconds where the name says so. A metric that is
 undefined for a clip (no track in flight, no impact) is NaN: average with nanmean and print how many are defined.
 
-A visual impact is where two free flights meet: second differences that are not gravity flag frames; with p(t) before
-and after on parabolas of the same g, their mismatch is linear in t, so its least-squares zero is in closed form.
+A visual impact is where two free flights meet: second differences that are not gravity, or not 0 where an object lies or
+rolls, flag frames; with p(t) before and after on parabolas of the same g, their mismatch is linear in t, so its
+least-squares zero is in closed form.
 """
 import dataclasses
 
@@ -48,12 +49,14 @@ def measure(clip: Clip, info: dict) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Impact:
-  """An impact of one object between two free flights: its time, place, and velocities before and after it."""
+  """An impact of one object between two free flights: its time, place, and velocities before and after it; held: it lies
+  or rolls on both sides of it, so what holds it up takes part."""
   time: float
   colour: str
   place: np.ndarray
   before: np.ndarray
   after: np.ndarray
+  held: bool
 
 
 def impacts(parse: Parse, gravity: float) -> list[Impact]:
@@ -100,17 +103,33 @@ def match(seen: np.ndarray, heard: np.ndarray, tolerance: float) -> list[tuple[i
   return found
 
 
-def bends(track: Track, fps: float, gravity: float) -> np.ndarray:
-  """float[T]: how far the acceleration in a frame is from that of a free flight; above FLAG fps it is none. NaN at the
-  ends and beside missing frames."""
-  p = track.positions
-  off = (p[2:] - 2 * p[1:-1] + p[:-2]) * fps**2 - (0, gravity)
-  return np.concatenate([[np.nan], np.hypot(*off.T), [np.nan]])[:len(p)]
+def bends(track: Track, fps: float, gravity: float | np.ndarray) -> np.ndarray:
+  """float[T]: how far the acceleration in a frame is from gravity, that of a free flight; above FLAG fps it is none. NaN
+  at the ends and beside missing frames."""
+  acceleration = _accelerations(track, fps)
+  return np.hypot(acceleration[:, 0], acceleration[:, 1] - gravity)
+
+
+def _accelerations(track: Track, fps: float) -> np.ndarray:
+  """float[T, 2] by second differences; NaN at the ends and beside missing frames."""
+  p, result = track.positions, np.full(track.positions.shape, np.nan)
+  result[1:-1] = (p[2:] - 2 * p[1:-1] + p[:-2]) * fps**2
+  return result
+
+
+def _pull(falling: np.ndarray, gravity: float) -> np.ndarray:
+  """What of gravity an object feels in a frame, from its acceleration downwards, float[T] each: none where it is held up,
+  which the median over five frames tells."""
+  around = np.lib.stride_tricks.sliding_window_view(np.pad(falling, 2, constant_values=np.nan), 5)
+  around = np.where(np.isfinite(falling)[:, None], around, 0)
+  return np.where(np.abs(np.nanmedian(around, 1)) < gravity / 2, 0, gravity)
 
 
 def _impacts_of(track: Track, fps: float, gravity: float) -> list[Impact]:
-  """Impacts of one track, by runs of up to three flagged frames between two free flights."""
-  p, size = track.positions, bends(track, fps, gravity)
+  """Impacts of one track, by runs of up to three flagged frames between two free flights that meet there, and differ. One
+  that lies or rolls flies as if nothing pulled: else what shakes it a little would flag it."""
+  p, pull = track.positions, _pull(_accelerations(track, fps)[:, 1], gravity)
+  size = bends(track, fps, pull)
   flagged, free = size > FLAG * fps, size <= FLAG * fps
   found, k = [], 0
   while k < len(size):
@@ -118,19 +137,19 @@ def _impacts_of(track: Track, fps: float, gravity: float) -> list[Impact]:
     while end < len(size) and flagged[end]:
       end += 1
     if 1 <= end - k <= 3 and k > 0 and end < len(size) and free[k - 1] and free[end]:
-      first, last = k, end - 1
+      first, last, fall = k, end - 1, np.array((0, max(pull[k - 1], pull[end])))
       # Velocities at the two frames, of the parabolas through them and the frames before and after.
-      before = (p[first] - p[first - 1]) * fps + (0, gravity / (2 * fps))
-      after = (p[last + 1] - p[last]) * fps - (0, gravity / (2 * fps))
+      before = (p[first] - p[first - 1]) * fps + fall / (2 * fps)
+      after = (p[last + 1] - p[last]) * fps - fall / (2 * fps)
       span = (last - first) / fps
       # Mismatch at time t after `first`: p0 + v0 t + g t²/2 - (p1 + v1 (t - span) + g (t - span)²/2) = d + e t.
-      d = p[first] - p[last] + after * span - np.array((0, gravity * span**2 / 2))
-      e = before - after + np.array((0, gravity * span))
+      d = p[first] - p[last] + after * span - fall * span**2 / 2
+      e = before - after + fall * span
       since = -d @ e / max(e @ e, 1e-12)  # `first`
-      fall = np.array((0, gravity))
-      place = p[first] + before * since + fall * since**2 / 2
-      found.append(Impact(float(first / fps + since), track.colour, place, before + fall * since,
-                          after + fall * (since - span)))
+      if np.hypot(*e) >= FLAG and -1 <= since * fps <= last - first + 1:
+        place = p[first] + before * since + fall * since**2 / 2
+        found.append(Impact(float(first / fps + since), track.colour, place, before + fall * since,
+                            after + fall * (since - span), bool(fall[1] < gravity)))
     k = end + 1
   return found
 

@@ -40,21 +40,29 @@ class AudioVAEConfig:
   widths: tuple[int, ...] = (128, 256, 512)  # one more than strides: the rate of the patches, ..., of the latents
   depth: int = 2                         # residual units a stage
   kernel_size: int = 3
+  decoder_strides: tuple[int, ...] | None = None  # from the waveform to the latent, as `strides`, where they differ
+  decoder_widths: tuple[int, ...] | None = None
   dtype: str = 'float32'                 # of the computation; parameters are float32
 
   def __post_init__(self):
     if self.channels not in (1, 2):
       raise ValueError(f'channels={self.channels}; the audio VAE takes 1 (mono) or 2 (stereo)')
-    if self.sample_rate <= 0 or self.hop <= 0 or self.hop % math.prod(self.strides):
-      raise ValueError(f'hop={self.hop} at sample_rate={self.sample_rate}: hop must be a positive multiple of the '
-                       f'product of strides={self.strides}, {math.prod(self.strides)}')
-    if len(self.widths) != len(self.strides) + 1:
-      raise ValueError(f'{len(self.widths)} widths for {len(self.strides)} strides; give one width more than strides')
+    for name, (strides, widths) in (('', self.half), ('decoder_', self.decoder_half)):
+      if self.sample_rate <= 0 or self.hop <= 0 or self.hop % math.prod(strides):
+        raise ValueError(f'hop={self.hop} at sample_rate={self.sample_rate}: hop must be a positive multiple of the '
+                         f'product of {name}strides={strides}, {math.prod(strides)}')
+      if len(widths) != len(strides) + 1:
+        raise ValueError(f'{len(widths)} {name}widths for {len(strides)} strides; give one width more than strides')
 
   @property
-  def patch_size(self) -> int:
-    """Samples a step of the first stage."""
-    return self.hop // math.prod(self.strides)
+  def half(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides and widths of the encoder."""
+    return self.strides, self.widths
+
+  @property
+  def decoder_half(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As `half`, of the decoder."""
+    return self.decoder_strides or self.strides, self.decoder_widths or self.widths
 
   @property
   def latent_rate(self) -> float:
@@ -103,14 +111,15 @@ class Encoder(nnx.Module):
   """Patches → stages with a fold between → mean and log-variance."""
 
   def __init__(self, cfg: AudioVAEConfig, *, rngs: nnx.Rngs):
-    ins = (cfg.patch_size * cfg.channels, *(w * s for w, s in zip(cfg.widths, cfg.strides)))
+    patch_size = cfg.hop // math.prod(cfg.strides)  # samples a step of the first stage
+    ins = (patch_size * cfg.channels, *(w * s for w, s in zip(cfg.widths, cfg.strides)))
     # Two taps: the step before comes along, so that no boundary between patches is blind.
     self.joins = nnx.List([CausalConv1d(i, w, 2, dtype=cfg.dtype, rngs=rngs) for i, w in zip(ins, cfg.widths)])
     self.stages = nnx.List([Stage(w, cfg, rngs=rngs) for w in cfg.widths])
     self.out = CausalConv1d(cfg.widths[-1], 2 * cfg.latent_channels, 1, dtype='float32', rngs=rngs)
     self.shortcut = CausalConv1d(cfg.hop * cfg.channels, cfg.latent_channels, 2, dtype=cfg.dtype, rngs=rngs)
     self.hop = cfg.hop
-    self.factors = (cfg.patch_size, *cfg.strides)
+    self.factors = (patch_size, *cfg.strides)
 
   def __call__(self, x_BRC, state):
     joins, stages = [], []
@@ -128,16 +137,17 @@ class Decoder(nnx.Module):
   """The encoder's mirror image."""
 
   def __init__(self, cfg: AudioVAEConfig, *, rngs: nnx.Rngs):
-    widths = cfg.widths[::-1]
-    outs = (*(w * s for w, s in zip(widths[1:], cfg.strides[::-1])), cfg.patch_size * cfg.channels)
+    strides, widths = (x[::-1] for x in cfg.decoder_half)
+    patch_size = cfg.hop // math.prod(strides)
+    outs = (*(w * s for w, s in zip(widths[1:], strides)), patch_size * cfg.channels)
     self.inp = CausalConv1d(cfg.latent_channels, widths[0], 1, dtype=cfg.dtype, rngs=rngs)
     self.stages = nnx.List([Stage(w, cfg, rngs=rngs) for w in widths])
     # The waveform starts near silence: random noise at full level would first have to be unlearnt.
-    gains = [1.0] * len(cfg.strides) + [0.1]
+    gains = [1.0] * len(strides) + [0.1]
     self.splits = nnx.List([CausalConv1d(w, o, 2, gain=g, dtype=cfg.dtype, rngs=rngs)
                             for w, o, g in zip(widths, outs, gains)])
     self.shortcut = CausalConv1d(cfg.latent_channels, cfg.hop * cfg.channels, 2, gain=0.1, dtype=cfg.dtype, rngs=rngs)
-    self.factors = (*cfg.strides[::-1], cfg.patch_size)
+    self.factors = (*strides, patch_size)
     self.hop = cfg.hop
 
   def __call__(self, z_BTC, state):

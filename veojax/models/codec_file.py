@@ -1,5 +1,5 @@
 """A codec as one safetensors file: the VAE's parameters, and as JSON its configuration, its latents' statistics and
-settings."""
+settings. Fields of a configuration that begin with `decoder_` change no latents."""
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -24,10 +24,9 @@ class Stored:
 
   @functools.cached_property
   def _hashes(self) -> tuple[str, str]:
-    all_of_it = weights.names(self.vae)
-    encoder = {name: x for name, x in all_of_it.items() if name.split('.')[0] not in self.VAE.DECODER}
     told = {k: v for k, v in metadata(self).items() if k != 'settings'}
-    return weights.fingerprint(encoder, told), weights.fingerprint(all_of_it, told)
+    of_latents = told | {'config': {k: v for k, v in told['config'].items() if not k.startswith('decoder_')}}
+    return weights.fingerprint(encoder(self.vae), of_latents), weights.fingerprint(weights.names(self.vae), told)
 
   def hash(self) -> str:
     """Sixteen hex digits that change with anything that changes the latents."""
@@ -63,6 +62,16 @@ def locate(name, kind: str):
 def of(folder, kind: str):
   """Where a model's folder has its codec, 'video' or 'audio'."""
   return files.path(folder) / f'{kind}_vae.safetensors'
+
+
+def of_decoder(vae, name: str) -> bool:
+  """Whether a parameter, by its dotted path, is of the decoder."""
+  return name.split('.')[0] in vae.DECODER
+
+
+def encoder(vae) -> dict:
+  """{dotted path: leaf} of all but the decoder."""
+  return {name: x for name, x in weights.names(vae).items() if not of_decoder(vae, name)}
 
 
 def metadata(codec) -> dict:

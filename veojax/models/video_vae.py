@@ -34,7 +34,8 @@ class VideoVAEConfig:
 
   Stage i has `widths[i]` channels, `encoder_depths[i]` residual blocks on the way in and `decoder_depths[i]` on the way
   out. A transition between stages halves space or time or both: space as early as possible, time as late as possible,
-  as many times as lead from the patch to the compression.
+  as many times as lead from the patch to the compression. The decoder may have other patches and widths than the
+  encoder; where it is not told which, they are the same.
   """
   temporal_compression: int = 4
   spatial_compression: int = 8
@@ -43,29 +44,43 @@ class VideoVAEConfig:
   latent_channels: int = 16
   widths: tuple[int, ...] = (128, 256, 512)    # from pixels to latents
   encoder_depths: tuple[int, ...] = (2, 2, 2)
-  decoder_depths: tuple[int, ...] = (2, 2, 3)  # in the order of widths
+  decoder_depths: tuple[int, ...] = (2, 2, 3)  # in the order of widths, the decoder's
+  decoder_patch_time: int | None = None
+  decoder_patch_size: int | None = None
+  decoder_widths: tuple[int, ...] | None = None
   dtype: str = 'float32'                       # of the computation; parameters are float32
 
   def __post_init__(self):
-    for name in ('encoder_depths', 'decoder_depths'):
-      if len(getattr(self, name)) != len(self.widths):
-        raise ValueError(f'{name}={getattr(self, name)} for widths={self.widths}; give one depth per width')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f"dtype={self.dtype!r}; give 'float32' or 'bfloat16'")
-    num_transitions = len(self.widths) - 1
-    for compression, patch in (('temporal_compression', 'patch_time'), ('spatial_compression', 'patch_size')):
-      factor = getattr(self, compression) / getattr(self, patch)
-      if factor not in [2 ** i for i in range(num_transitions + 1)]:
-        raise ValueError(
-            f'{compression}={getattr(self, compression)} over {patch}={getattr(self, patch)} is {factor:g}, which '
-            f'{num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of widths')
+    for half, depths in (('', 'encoder_depths'), ('decoder_', 'decoder_depths')):
+      *patches, widths = getattr(self, f'{half}half')
+      if len(getattr(self, depths)) != len(widths):
+        raise ValueError(f'{depths}={getattr(self, depths)} for {half}widths={widths}; give one depth per width')
+      num_transitions = len(widths) - 1
+      for axis, name, patch in zip(('temporal', 'spatial'), ('patch_time', 'patch_size'), patches):
+        compression = getattr(self, f'{axis}_compression')
+        if compression / patch not in [2 ** i for i in range(num_transitions + 1)]:
+          raise ValueError(
+              f'{axis}_compression={compression} over {half}{name}={patch} is {compression / patch:g}, which '
+              f'{num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of {half}widths')
 
   @property
-  def strides(self) -> tuple[tuple[int, int], ...]:
-    """(time, space) factors of the transitions between stages."""
-    num_time = round(math.log2(self.temporal_compression / self.patch_time))
-    num_space = round(math.log2(self.spatial_compression / self.patch_size))
-    n = len(self.widths) - 1
+  def half(self) -> tuple[int, int, tuple[int, ...]]:
+    """Frames and pixels of a patch, and widths, of the encoder."""
+    return self.patch_time, self.patch_size, self.widths
+
+  @property
+  def decoder_half(self) -> tuple[int, int, tuple[int, ...]]:
+    """As `half`, of the decoder."""
+    return (self.decoder_patch_time or self.patch_time, self.decoder_patch_size or self.patch_size,
+            self.decoder_widths or self.widths)
+
+  def strides(self, patch_time: int, patch_size: int, widths: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(time, space) factors of the transitions between the stages of a half."""
+    num_time = round(math.log2(self.temporal_compression / patch_time))
+    num_space = round(math.log2(self.spatial_compression / patch_size))
+    n = len(widths) - 1
     return tuple((2 if i >= n - num_time else 1, 2 if i < num_space else 1) for i in range(n))
 
 
@@ -123,16 +138,17 @@ class VideoVAE(nnx.Module):
 
   def __init__(self, cfg: VideoVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    patch = 3 * cfg.patch_time * cfg.patch_size ** 2
-    first, last = cfg.widths[0], cfg.widths[-1]
-    self.patchify = Pointwise(patch, first, rngs=rngs)
-    self.encoder = Stages(cfg.widths, cfg.encoder_depths, cfg.strides, up=False, rngs=rngs)
-    self.encoder_scale = layers.param(nnx.initializers.ones, rngs.params(), (last,))
-    self.to_latent = Pointwise(last, 2 * cfg.latent_channels, rngs=rngs)
-    self.from_latent = Pointwise(cfg.latent_channels, last, rngs=rngs)
-    self.decoder = Stages(cfg.widths[::-1], cfg.decoder_depths[::-1], cfg.strides[::-1], up=True, rngs=rngs)
-    self.decoder_scale = layers.param(nnx.initializers.ones, rngs.params(), (first,))
-    self.unpatchify = Pointwise(first, patch, rngs=rngs)
+    time, size, widths = cfg.half
+    self.patchify = Pointwise(3 * time * size ** 2, widths[0], rngs=rngs)
+    self.encoder = Stages(widths, cfg.encoder_depths, cfg.strides(*cfg.half), up=False, rngs=rngs)
+    self.encoder_scale = layers.param(nnx.initializers.ones, rngs.params(), widths[-1:])
+    self.to_latent = Pointwise(widths[-1], 2 * cfg.latent_channels, rngs=rngs)
+    time, size, widths = cfg.decoder_half
+    self.from_latent = Pointwise(cfg.latent_channels, widths[-1], rngs=rngs)
+    self.decoder = Stages(widths[::-1], cfg.decoder_depths[::-1], cfg.strides(*cfg.decoder_half)[::-1], up=True,
+                          rngs=rngs)
+    self.decoder_scale = layers.param(nnx.initializers.ones, rngs.params(), widths[:1])
+    self.unpatchify = Pointwise(widths[0], 3 * time * size ** 2, rngs=rngs)
 
   def encode(self, video_BTHWC: Float[Array, 'b t h w 3']) -> tuple[Video, Video]:
     """Pixels in [-1, 1], 1 + k·tc frames → mean and logvar float32[B, 1 + k, H/sc, W/sc, latent_channels]."""
@@ -176,4 +192,4 @@ class VideoVAE(nnx.Module):
     """As `decode_chunk`, with what becomes of the repeats of frame 0."""
     x, state = self.decoder(self.from_latent(latent_BTHWC.astype(self.cfg.dtype)), state)
     x = self.unpatchify(layers.rms_norm(x, self.decoder_scale[...]))
-    return depth_to_space(x, self.cfg.patch_time, self.cfg.patch_size).astype(jnp.float32), state
+    return depth_to_space(x, *self.cfg.decoder_half[:2]).astype(jnp.float32), state

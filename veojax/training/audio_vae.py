@@ -13,7 +13,7 @@ import numpy as np
 from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
 from veojax.generation import codecs, export
-from veojax.models import audio_codec, layers, weights
+from veojax.models import audio_codec, layers
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
@@ -107,7 +107,7 @@ class AudioVAEStage(AudioVAEStep):
     if not self.start:
       return model
     own = adversarial.codec_of(self.config.adversarial, model)
-    return adversarial.with_codec(self.config.adversarial, model, weights.like(own, self.start.vae))
+    return adversarial.with_codec(self.config.adversarial, model, decoder_only.begin(self.config, own, self.start.vae))
 
   def codec(self, model) -> AudioCodec:
     config = self.config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from veojax import processes
-from veojax.models import weights
+from veojax.models import codec_file, weights
 
 
 def check(config):
@@ -16,6 +16,16 @@ def check(config):
   if config.learn == 'decoder' and not config.start:
     raise ValueError("learn='decoder' leaves the encoder as it is; give the codec whose encoder that is: start=CODEC, "
                      "or learn='all'")
+
+
+def begin(config, vae, start):
+  """The VAE with the weights of `start`, another. A decoder that is to learn alone keeps its own where it has other sizes
+  than that one's. Raises ValueError where anything else has."""
+  other = weights.names(start)
+  sizes = lambda m: {name: x.shape for name, x in weights.names(m).items() if codec_file.of_decoder(m, name)}
+  if config.learn == 'decoder' and sizes(vae) != sizes(start):
+    other = weights.names(vae) | codec_file.encoder(start)
+  return weights.like(vae, weights.replace(vae, other))
 
 
 def posterior(config, vae, x):
@@ -26,7 +36,7 @@ def posterior(config, vae, x):
 
 def learning(vae):
   """For every parameter of a VAE, whether it is of its decoder."""
-  flags = [name.split('.')[0] in vae.DECODER for name in weights.names(vae)]
+  flags = [codec_file.of_decoder(vae, name) for name in weights.names(vae)]
   return jax.tree.unflatten(jax.tree.structure(vae), flags)
 
 
@@ -47,5 +57,5 @@ def codec(config, start, vae, measured, **settings):
   vae = processes.here(vae)
   if config.learn == 'all':
     return measured(vae, **settings)
-  kept = jax.tree.map(lambda old, new, learns: new if learns else jnp.asarray(old), start.vae, vae, learning(vae))
-  return dataclasses.replace(start, vae=kept, **settings)
+  kept = {name: jnp.asarray(x) for name, x in codec_file.encoder(start.vae).items()}
+  return dataclasses.replace(start, vae=weights.replace(vae, weights.names(vae) | kept), **settings)

@@ -15,7 +15,7 @@ import numpy as np
 from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
 from veojax.generation import codecs, export
-from veojax.models import conv, layers, perceptual, video_codec, weights
+from veojax.models import conv, layers, perceptual, video_codec
 from veojax.models.discriminator import VideoDiscriminator, VideoDiscriminatorConfig
 from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
@@ -144,7 +144,7 @@ class VideoVAEStage(VideoVAEStep):
     if not self.start:
       return model
     own = adversarial.codec_of(self.config.adversarial, model)
-    return adversarial.with_codec(self.config.adversarial, model, weights.like(own, self.start.vae))
+    return adversarial.with_codec(self.config.adversarial, model, decoder_only.begin(self.config, own, self.start.vae))
 
   def codec(self, model) -> VideoCodec:
     config = self.config
