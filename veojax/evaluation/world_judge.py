@@ -37,6 +37,8 @@ METRICS = {
                             'physics'),
     'restitution_error': Metric('lower', 'error of the speed that a bounce leaves, for the captioned material',
                                 'physics'),
+    'friction_error': Metric('lower', 'relative error of what slows a rolling object, for the captioned material',
+                             'physics'),
     'momentum_error': Metric('lower', 'momentum that a collision gains or loses, relative', 'physics'),
     'energy_gain': Metric('lower', 'largest rise of the energy, relative', 'physics'),
     'teleports': Metric('lower', 'share of steps faster than anything could be', 'physics'),
@@ -100,7 +102,7 @@ def judge(seen: Seen, truth: Clip, *, against_record: bool = True) -> dict[str, 
   record = {o['colour']: o for o in info['objects'] if o['colour'] in told}
   materials = {c: o['material'] for c, o in record.items() if 'material' in told[c]}
   result |= world_dynamics.measure(
-      laws, impacts, info['gravity'], {c: record[c]['restitution'] for c in materials}, rest_speed=info['rest_speed'],
+      laws, impacts, info['gravity'], {c: record[c] for c in materials}, rest_speed=info['rest_speed'],
       fastest=fastest)
   result |= _caption(seen, stated)
   if against_record:
