@@ -59,6 +59,8 @@ METRICS = {
     'camera_zoom_error': Metric('lower', 'error of the mean rate of its zoom', 'camera', '1/s'),
 }
 SYNC = ('f1', 'impact_has_sound', 'sound_has_impact', 'offset', 'bias', 'pan_error', 'loudness')  # of sound and picture
+# Of what happens from frame to frame: another clip's caption says nothing of it.
+ORDER = ('reappearance', 'identity_swaps', *(n for n, m in METRICS.items() if m.group in ('physics', 'given frames')))
 SIX = ('colour', 'shape', 'size', 'count', 'direction', 'material')  # that make a caption all right
 HEADING = .6  # of `world_motion.heads`, from which a direction is right: .03 widths/s that way
 
