@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from veojax.data import world, world_scene
-from veojax.evaluation import world_judge
-from veojax.evaluation.benchmark import Subject
+from veojax.evaluation import world_judge, world_state
+from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.world_benchmark import SPLITS, World
 
 TRUTH = Subject('truth')
@@ -64,6 +64,25 @@ def test_what_is_made_from_text_alone_has_no_record_in_its_floor_either():
   truth = SMALL.case(1)
   values = SMALL._shuffled(1, world_judge.see(truth), truth, False).values
   assert 'gravity_error' in values and not {'position_error', 'velocity_error'} & set(values)
+
+
+def of_states(truth, made):
+  return World(num_clips=len(truth)).scores({column: [Row(i, kept={'state': x.tolist()}) for i, x in enumerate(states)]
+                                             for column, states in (('truth', truth), ('made', made))})
+
+
+def test_distances_are_told_in_the_truths_spread(rows):
+  """Whatever the units; of what never varies in the truth, in the least spread."""
+  assert (np.std([row.kept['state'] for row in rows['truth']], 0) > world_state.LEAST).all()  # ordinary scenes vary
+  truth, made = np.random.default_rng(0).normal(size=(2, 32, len(world_state.LEAST))) * 3 * world_state.LEAST
+  one, two = of_states(truth, made), of_states(10 * truth, 10 * made)
+  for metric in ('fsd', 'mmd'):
+    assert one[metric]['made'].value == pytest.approx(two[metric]['made'].value, rel=1e-9)
+  truth[:, [0, 5, 10]] = 4
+  fewer = truth.copy()
+  fewer[:, [0, 5, 10]] = 3
+  scores = of_states(truth, fewer)['fsd']
+  assert scores['made'].value - scores['truth'].value == pytest.approx(3 * (1 / .5)**2)
 
 
 def test_errors_over_time_are_drawn_of_clips_whose_frames_were_given(rows):

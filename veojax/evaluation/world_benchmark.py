@@ -158,7 +158,7 @@ class World(benchmark.Benchmark):
       return {}
     columns = {name: part for name, part in rows.items() if name != 'shuffled' and len(part) == num}
     states = {name: np.array([row.kept['state'] for row in part]) for name, part in columns.items()}
-    centre, scale = states['truth'].mean(0), states['truth'].std(0) + 1e-3
+    centre, scale = states['truth'].mean(0), np.maximum(states['truth'].std(0), world_state.LEAST)
     states = {name: (x - centre) / scale for name, x in states.items()}
     metrics = {'fsd': lambda x, y: frechet.distance(frechet.Moments.of(x), frechet.Moments.of(y)),
                'mmd': lambda x, y: frechet.mmd(x, y, frechet.gaussian(np.sqrt(x.shape[1])))}
