@@ -8,6 +8,7 @@ import safetensors.numpy
 from veojax.evaluation import fvd
 from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.frechet import Moments, distance
+from veojax.evaluation.set_distance import NUM_BLOCKS
 from veojax.evaluation.fvd import FVD, PROTOCOLS
 from veojax.zoo import i3d
 
@@ -69,14 +70,14 @@ def unknown(tmp_path):
   return str(path)
 
 
-def test_other_networks_are_refused_and_never_called_fvd(unknown, tmp_path):
+def test_other_networks_are_refused_and_never_called_fvd_or_kvd(unknown, tmp_path):
   fvd.load.cache_clear()
   with pytest.raises(ValueError, match='needs the weights of its I3D: i3d_torchscript.pt .*veojax.zoo.origin'):
     FVD().fitted(Subject('truth'))
   with pytest.raises(ValueError, match='unknown network .*abab.* FVD is by'):
     fvd.load(unknown, False)
   assert list(FVD(weights=unknown, allow_unknown_weights=True).METRICS) == [
-      'frechet-i3d/stylegan-v', 'frechet-i3d/stylegan-v/halves']
+      'frechet-i3d/stylegan-v', 'frechet-i3d/stylegan-v/halves', 'mmd-i3d/stylegan-v', 'mmd-i3d/stylegan-v/halves']
   with pytest.raises(ValueError, match='no I3D under any'):
     fvd.load(unknown, True)  # allowed, and then read
   sha256 = next(key for key in i3d.OTHERS if key.startswith('sha256')).removeprefix('sha256:')
@@ -86,7 +87,8 @@ def test_other_networks_are_refused_and_never_called_fvd(unknown, tmp_path):
     fvd.load(str(imagenet), False)
   sha256 = next(iter(i3d.FVD)).removeprefix('sha256:')
   safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, true, {'sha256': sha256})
-  assert list(FVD(weights=str(true), protocol='google').METRICS) == ['fvd/google', 'fvd/google/halves']
+  assert list(FVD(weights=str(true), protocol='google').METRICS) == [
+      'fvd/google', 'fvd/google/halves', 'kvd/google', 'kvd/google/halves']
 
 
 def rows(seed, count, shift=0., dim=5):
@@ -113,10 +115,40 @@ def test_a_perfect_model_gets_the_floor_of_as_many_clips():
   gaps, wholes = [], []
   for seed in range(20):
     (made, _), (true, _) = rows(2 * seed, 64, dim=8), rows(2 * seed + 1, 64, dim=8)
-    whole, halves = FVD().scores({'made': made, 'truth': true}).values()
+    whole, halves, *_ = FVD().scores({'made': made, 'truth': true}).values()
     gaps.append(halves['made'].value / halves['truth'].value)
     wholes.append(whole['made'].value / halves['truth'].value)
   assert np.mean(gaps) == pytest.approx(1, abs=.1) and np.mean(wholes) < .7
+
+
+def squared_discrepancy(x, y):
+  """By its definition, pair by pair, under the cubic kernel."""
+  kernel = lambda a, b: (np.dot(a, b) / len(a) + 1) ** 3
+  within = lambda z: np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
+  return within(x) + within(y) - 2 * np.mean([kernel(a, b) for a in x for b in y])
+
+
+def test_the_kernels_distance_is_its_definition_over_the_clips(unknown):
+  (made, x), (true, y) = rows(0, 40, .5), rows(1, 40)
+  made[7].kept = {}
+  scores = FVD(num_clips=40, weights=unknown, allow_unknown_weights=True).scores({'made': made, 'truth': true})
+  whole, = scores['mmd-i3d/stylegan-v'].values()
+  assert whole.value == pytest.approx(squared_discrepancy(np.delete(x, 7, 0), y), rel=1e-9)
+  assert whole.low < whole.value < whole.high and whole.coverage == pytest.approx(39 / 40)
+  halves = scores['mmd-i3d/stylegan-v/halves']
+  assert set(halves) == {'made', 'truth'} and halves['made'].value > halves['truth'].high
+
+
+def test_the_kernels_distance_of_equal_distributions_is_zero_in_the_mean():
+  """Of halves as of all, however few the clips, and to either side of it: it is unbiased."""
+  found = []
+  for seed in range(60):
+    (made, _), (true, _) = rows(2 * seed, NUM_BLOCKS, dim=3), rows(2 * seed + 1, NUM_BLOCKS, dim=3)
+    _, _, whole, halves = FVD().scores({'made': made, 'truth': true}).values()
+    found.append([whole['made'].value, halves['made'].value, halves['truth'].value])
+  found = np.array(found)
+  assert (np.abs(found.mean(0)) < 3 * found.std(0) / np.sqrt(len(found))).all()
+  assert (found.min(0) < 0).all() and (found.max(0) > 0).all()
 
 
 def test_features_are_summed_as_they_are_read(monkeypatch):

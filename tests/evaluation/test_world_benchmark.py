@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from veojax.data import world, world_scene
-from veojax.evaluation.benchmark import Subject
+from veojax.evaluation import world_judge, world_state
+from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.world_benchmark import SPLITS, World
 
 TRUTH = Subject('truth')
@@ -46,6 +47,42 @@ def test_the_truth_is_right_and_held_to_other_captions_it_is_not(rows):
   for metric in ('colour', 'all_right', 'told', 'f1', 'impact_has_sound'):
     assert scores[metric]['shuffled'].value < scores[metric]['truth'].value - .15, metric
   assert scores['spurious']['truth'].value == 0 < scores['spurious']['shuffled'].value
+
+
+def test_of_the_laws_the_floor_is_the_same_clips_out_of_order(rows):
+  scores = SMALL.scores(rows)
+  for metric, least in (('gravity_error', 1.), ('teleports', .3), ('position_error', .1), ('velocity_error', 1.)):
+    truth, floor = scores[metric]['truth'], scores[metric]['shuffled']
+    assert floor.low > max(least, 10 * truth.high) and floor.num_clips == 8, metric
+  assert scores['identity_swaps']['shuffled'].value > scores['identity_swaps']['truth'].value == 0
+  # Out of order nothing flies or bounces: no other scene's materials are left for it to be held to.
+  left = {name for row in rows['shuffled'] for name in row.values}
+  assert not left & {'restitution_error', 'momentum_error', 'energy_gain'}
+
+
+def test_what_is_made_from_text_alone_has_no_record_in_its_floor_either():
+  truth = SMALL.case(1)
+  values = SMALL._shuffled(1, world_judge.see(truth), truth, False).values
+  assert 'gravity_error' in values and not {'position_error', 'velocity_error'} & set(values)
+
+
+def of_states(truth, made):
+  return World(num_clips=len(truth)).scores({column: [Row(i, kept={'state': x.tolist()}) for i, x in enumerate(states)]
+                                             for column, states in (('truth', truth), ('made', made))})
+
+
+def test_distances_are_told_in_the_truths_spread(rows):
+  """Whatever the units; of what never varies in the truth, in the least spread."""
+  assert (np.std([row.kept['state'] for row in rows['truth']], 0) > world_state.LEAST).all()  # ordinary scenes vary
+  truth, made = np.random.default_rng(0).normal(size=(2, 32, len(world_state.LEAST))) * 3 * world_state.LEAST
+  one, two = of_states(truth, made), of_states(10 * truth, 10 * made)
+  for metric in ('fsd', 'mmd'):
+    assert one[metric]['made'].value == pytest.approx(two[metric]['made'].value, rel=1e-9)
+  truth[:, [0, 5, 10]] = 4
+  fewer = truth.copy()
+  fewer[:, [0, 5, 10]] = 3
+  scores = of_states(truth, fewer)['fsd']
+  assert scores['made'].value - scores['truth'].value == pytest.approx(3 * (1 / .5)**2)
 
 
 def test_errors_over_time_are_drawn_of_clips_whose_frames_were_given(rows):

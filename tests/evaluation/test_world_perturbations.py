@@ -27,6 +27,7 @@ def test_known_sizes_are_met(found):
   # The double may leave the frame; a fifth is gone of the speed that bounces leave, which is .6 to .85 of that before.
   assert found['double'][1]['spurious'] == pytest.approx(17 / 33, abs=.06)
   assert .2 * .6 < change('restitution x 0.8', 'restitution_error') < .2 * .85
+  assert change('friction x 0.5', 'friction_error') == pytest.approx(.5, abs=.03)
 
 
 def test_every_line_speaks_of_metrics_that_are_measured(found):

@@ -80,11 +80,11 @@ def gaussian(bandwidth: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]
   return kernel
 
 
-def mmd(features_ND, others_MD, kernel: Callable[[np.ndarray, np.ndarray], np.ndarray] = cubic) -> float:
+def mmd(features_ND, others_MD, kernel: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
   """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, eq. 3): of equal distributions 0 in the mean, so
   that it may come out below."""
   x, y = _checked(features_ND), _checked(others_MD)
   if min(len(x), len(y)) < 2:
     raise ValueError(f'sets of {len(x)} and {len(y)} features; give at least 2 each')
-  within = lambda a: (kernel(a, a).sum() - np.trace(kernel(a, a))) / (len(a) * (len(a) - 1))
-  return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+  within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+  return float(within(kernel(x, x)) + within(kernel(y, y)) - 2 * kernel(x, y).mean())

@@ -1,4 +1,5 @@
-"""FVD (Unterthiner et al. 2018): the Fréchet distance of sets of clips in the 400 logits of one certain I3D.
+"""FVD (Unterthiner et al. 2018): the Fréchet distance of sets of clips in the 400 logits of one certain I3D; and KVD,
+the squared maximum mean discrepancy of the same logits under the cubic kernel, unbiased.
 
 The network's weights are the user's: without them there is no FVD, and with other weights than FVD's (`zoo/i3d.py`
 knows both by hash) the distance has another name. How clips become 224 × 224 pixels is the protocol; numbers of
@@ -10,7 +11,7 @@ different protocols, and of different numbers of clips, do not compare: 2048 cli
   videogpt    shorter side to 224, the middle 224 × 224; the batch norms add 1e-5 and not 1e-3
   fastvideo   as stylegan-v, and all clips begin at their first frame
 
-Of what the codecs leave of the truth it is what others call rFVD.
+Of what the codecs leave of the truth the first is what others call rFVD.
 No clip is resized with antialiasing, and frame rates stay as they are: all four do it so.
 """
 import dataclasses
@@ -46,7 +47,7 @@ PROTOCOLS = {'google': Protocol(half_pixel=False), 'stylegan-v': Protocol(random
 @dataclasses.dataclass(frozen=True)
 class FVD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of I3D, made by `zoo.origin`; others than
-  FVD's are refused, unless allow_unknown_weights: then the distance is not called FVD. network: their hash, which
+  FVD's are refused, unless allow_unknown_weights: then no distance is called FVD or KVD. network: their hash, which
   follows from them. Every `stride`th frame is taken; clips that are too short for it are left out."""
   num_clips: int = 2048
   seed: int = 0
@@ -60,6 +61,7 @@ class FVD(set_distance.SetBenchmark):
   stride: int = 1
 
   FEATURES = 'logits'
+  DISTANCES = (set_distance.FRECHET, set_distance.CUBIC)
 
   def __post_init__(self):
     least = PROTOCOLS[self.protocol].min_frames
@@ -69,9 +71,10 @@ class FVD(set_distance.SetBenchmark):
 
   @property
   def METRICS(self) -> dict[str, Metric]:
-    kind = 'fvd' if is_fvd(self.weights) else 'frechet-i3d'
-    every = f', every {self.stride}th' if self.stride > 1 else ''
-    return set_distance.metrics(f'{kind}/{self.protocol}', f'{self.num_frames} frames{every}')
+    frechet, kernel = ('fvd', 'kvd') if is_fvd(self.weights) else ('frechet-i3d', 'mmd-i3d')
+    frames = f'{self.num_frames} frames' + (f', every {self.stride}th' if self.stride > 1 else '')
+    return (set_distance.metrics(f'{frechet}/{self.protocol}', frames)
+            | set_distance.metrics(f'{kernel}/{self.protocol}', f'{frames}; squared mean discrepancy, cubic kernel'))
 
   def fitted(self, subject: Subject) -> 'FVD':
     load(self.weights, self.allow_unknown_weights)

@@ -1,7 +1,8 @@
 """The world as a benchmark: clips made from captions of scenes whose laws, sounds and objects are known exactly.
 
 Case i is a scene drawn from the seed, so a benchmark is a few numbers and no files. The floor is the same clips held to
-the captions of other scenes of their level, their pictures to the true sounds of those.
+the captions of other scenes of their level, their pictures to the true sounds of those; of the laws, which know no
+caption, it is the same clips with their frames in a random order.
 """
 import dataclasses
 from typing import Literal
@@ -52,8 +53,12 @@ class World(benchmark.Benchmark):
   KEY = ('all_right', 'told', 'permanence', 'count_constancy', 'gravity_error', 'f1', 'impact_has_sound', 'material',
          'fsd')
   WORST = 'told'
-  NOTE = ("fsd and mmd are of halves of the clips, and the truth's are their floor: what a perfect model would get of as "
-          'many clips. A set is the same in any order, so captions of other clips change nothing in it.')
+  MEANING = benchmark.MEANING | {
+      'shuffled': 'the floor: held to captions and sounds of other clips, and for physics, given frames, reappearance '
+                  'and identity_swaps to their own scenes with the frames in a random order'}
+  NOTE = ("fsd and mmd are of halves of the clips, and the truth's are their floor: what a perfect model would get of "
+          'as many clips. A set is the same in any order, so captions of other clips change nothing in it. Frames in a '
+          'random order mostly leave no flight, bounce or roll, so laws that are told from these have no floor.')
 
   def __post_init__(self):
     if self.num_clips < 1:
@@ -97,7 +102,7 @@ class World(benchmark.Benchmark):
       if against_record:
         rows[part][-1].kept |= world_state.errors_by_frame(seen, truth)
       if part == ('truth' if subject.model is None else 'made') and self.num_clips > 1:
-        rows.setdefault('shuffled', []).append(self._shuffled(i, seen, truth))
+        rows.setdefault('shuffled', []).append(self._shuffled(i, seen, truth, against_record))
     return rows
 
   def scores(self, rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:
@@ -113,16 +118,19 @@ class World(benchmark.Benchmark):
     sizes['num_frames'] = (sizes['num_frames'] - 1) * times + 1
     return world.WorldConfig(levels=(level,), split=split, **sizes)
 
-  def _shuffled(self, index: int, seen: Seen, truth: Clip) -> Row:
-    step = len(self.used_levels) if self.num_clips > len(self.used_levels) else 1
+  def _shuffled(self, index: int, seen: Seen, truth: Clip, against_record: bool) -> Row:
+    """Held to another clip's caption and sound; and what frames say by their order, to its own scene, out of order."""
+    clip, step = seen.clip, len(self.used_levels) if self.num_clips > len(self.used_levels) else 1
     other = self.case((index + step) % self.num_clips)
+    order = np.random.default_rng([self.seed, index]).permutation(len(clip.video))
+    foreign = {world_judge.ORDER: world_judge.see(dataclasses.replace(clip, video=clip.video[order], audio=None))}
+    if clip.audio is not None:
+      foreign[world_judge.SYNC] = dataclasses.replace(
+          seen, clip=dataclasses.replace(clip, audio=other.audio, sample_rate=other.sample_rate))
     values = world_judge.judge(seen, other, against_record=False)
-    if seen.clip.audio is not None:
-      heard = dataclasses.replace(seen, clip=dataclasses.replace(
-          seen.clip, audio=other.audio, sample_rate=other.sample_rate))
-      foreign = world_judge.judge(heard, truth, against_record=False)
-      values = {name: value for name, value in values.items() if name not in world_judge.SYNC}
-      values |= {name: foreign[name] for name in world_judge.SYNC if name in foreign}
+    for names, spoilt in foreign.items():
+      found = world_judge.judge(spoilt, truth, against_record=against_record)
+      values = {n: v for n, v in values.items() if n not in names} | {n: found[n] for n in names if n in found}
     return Row(index, other.text, other.info['level'], values)
 
   def _make(self, subject: Subject, truths: list[Clip], indices) -> list[Clip]:
@@ -150,7 +158,7 @@ class World(benchmark.Benchmark):
       return {}
     columns = {name: part for name, part in rows.items() if name != 'shuffled' and len(part) == num}
     states = {name: np.array([row.kept['state'] for row in part]) for name, part in columns.items()}
-    centre, scale = states['truth'].mean(0), states['truth'].std(0) + 1e-3
+    centre, scale = states['truth'].mean(0), np.maximum(states['truth'].std(0), world_state.LEAST)
     states = {name: (x - centre) / scale for name, x in states.items()}
     metrics = {'fsd': lambda x, y: frechet.distance(frechet.Moments.of(x), frechet.Moments.of(y)),
                'mmd': lambda x, y: frechet.mmd(x, y, frechet.gaussian(np.sqrt(x.shape[1])))}

@@ -1,4 +1,4 @@
-"""Laws that need no record: restitution, momentum, energy, and steps that nothing could have moved.
+"""Laws that need no record: restitution, friction, momentum, energy, and steps that nothing could have moved.
 
 Conventions: widths, seconds, y down; masses 100 r², of the radii that are seen. Speeds before and after an impact are
 those of the free flights on either side of it (`world_laws.impacts`), so nothing is asked of impacts that frames cannot
@@ -15,19 +15,24 @@ TOUCH = .03      # widths between the surfaces of two objects that collide
 NEAR = .08       # and between an object and the side that it hits
 FAST = .3        # widths/s: slower approaches say little about restitution
 REACH = 1.2      # of a shape to the side, in radii, at most
+LOW = .01        # widths off the floor, at most, of what rolls on it
+ROLLING = .1     # widths/s: what is slower may stop within the frame
+LONG = .5        # seconds of rolling: a shorter run says little about friction
 
 
-def measure(parse: Parse, impacts: list[Impact], gravity: float, restitution: dict[str, float], *, rest_speed: float,
+def measure(parse: Parse, impacts: list[Impact], gravity: float, known: dict[str, dict], *, rest_speed: float,
             fastest: float) -> dict[str, float]:
-  """restitution: of the colours whose material is asked for. rest_speed: a slower rebound is none. fastest: widths/s
-  that nothing in the scene reaches."""
+  """known: the restitution and friction of the colours whose material is asked for. rest_speed: a slower rebound is
+  none. fastest: widths/s that nothing in the scene reaches."""
   result = {'gravity_error': world_laws.gravity_error(parse, gravity), 'teleports': teleports(parse, fastest)}
   pairs = collisions(parse, impacts)
   alone = [i for i in impacts if not any(i is p for pair in pairs for p in pair)]
-  bounces = [e for i in alone if i.colour in restitution
-             for e in _restitution_error(i, parse, restitution[i.colour], rest_speed)]
+  bounces = [e for i in alone if i.colour in known
+             for e in _restitution_error(i, parse, known[i.colour]['restitution'], rest_speed)]
+  rolls = [e for colour, own in known.items() if gravity and colour in parse.tracks
+           for e in _friction_errors(parse.tracks[colour], parse, own['friction'] * gravity)]
   losses = [_momentum_error(one, two, parse) for one, two in pairs]
-  result |= {'restitution_error': _mean(bounces), 'momentum_error': _mean(losses),
+  result |= {'restitution_error': _mean(bounces), 'friction_error': _mean(rolls), 'momentum_error': _mean(losses),
              'energy_gain': energy_gain(parse, gravity)}
   return {name: value for name, value in result.items() if np.isfinite(value)}
 
@@ -57,6 +62,23 @@ def _restitution_error(impact: Impact, parse: Parse, e: float, rest_speed: float
   if not near or before < FAST or e * before < 1.2 * rest_speed:
     return []
   return [abs(abs(impact.after[axis]) / before - e)]
+
+
+def _friction_errors(track: Track, parse: Parse, slowing: float) -> list[float]:
+  """|deceleration / (mu g) - 1| of each run of steps on the floor without an impact, by the parabola through its x;
+  slowing: mu g, widths/s²."""
+  x, y = track.positions.T
+  low = track.whole & (np.abs(parse.aspect - track.radius - y) < LOW)
+  speed = np.diff(x) * parse.fps
+  steps = np.flatnonzero(low[1:] & low[:-1] & (np.abs(speed) > ROLLING))
+  jolts = (np.diff(steps) > 1) | (np.abs(np.diff(speed[steps])) > world_laws.FLAG)
+  errors = []
+  for run in np.split(steps, np.flatnonzero(jolts) + 1):
+    frames = run[1:]  # without those at both ends: an impact may lie in the steps beside them
+    if len(frames) > max(3, LONG * parse.fps):
+      bend = 2 * np.polyfit(frames / parse.fps, x[frames], 2)[0]
+      errors.append(abs(-np.sign(speed[run[0]]) * bend / slowing - 1))
+  return errors
 
 
 def _momentum_error(one: Impact, two: Impact, parse: Parse) -> float:

@@ -37,6 +37,8 @@ METRICS = {
                             'physics'),
     'restitution_error': Metric('lower', 'error of the speed that a bounce leaves, for the captioned material',
                                 'physics'),
+    'friction_error': Metric('lower', 'relative error of what slows a rolling object, for the captioned material',
+                             'physics'),
     'momentum_error': Metric('lower', 'momentum that a collision gains or loses, relative', 'physics'),
     'energy_gain': Metric('lower', 'largest rise of the energy, relative', 'physics'),
     'teleports': Metric('lower', 'share of steps faster than anything could be', 'physics'),
@@ -57,6 +59,8 @@ METRICS = {
     'camera_zoom_error': Metric('lower', 'error of the mean rate of its zoom', 'camera', '1/s'),
 }
 SYNC = ('f1', 'impact_has_sound', 'sound_has_impact', 'offset', 'bias', 'pan_error', 'loudness')  # of sound and picture
+# Of what happens from frame to frame: another clip's caption says nothing of it.
+ORDER = ('reappearance', 'identity_swaps', *(n for n, m in METRICS.items() if m.group in ('physics', 'given frames')))
 SIX = ('colour', 'shape', 'size', 'count', 'direction', 'material')  # that make a caption all right
 HEADING = .6  # of `world_motion.heads`, from which a direction is right: .03 widths/s that way
 
@@ -100,7 +104,7 @@ def judge(seen: Seen, truth: Clip, *, against_record: bool = True) -> dict[str, 
   record = {o['colour']: o for o in info['objects'] if o['colour'] in told}
   materials = {c: o['material'] for c, o in record.items() if 'material' in told[c]}
   result |= world_dynamics.measure(
-      laws, impacts, info['gravity'], {c: record[c]['restitution'] for c in materials}, rest_speed=info['rest_speed'],
+      laws, impacts, info['gravity'], {c: record[c] for c in materials}, rest_speed=info['rest_speed'],
       fastest=fastest)
   result |= _caption(seen, stated)
   if against_record:

@@ -27,10 +27,12 @@ UP, DOWN, NONE, CHANCE = 'up', 'down', 'undefined', 'by chance'  # what a metric
 
 def scenes(levels: tuple[str, ...], num: int) -> list[tuple[Clip, world_physics.Record]]:
   """True clips that say all of their objects, with their records. Those with a pillar go on for as long again, until
-  what is behind it is overdue."""
+  what is behind it is overdue; what rolls is alone."""
   out = []
   for seed in range(num):
-    scene = sample(seed, world.WorldConfig(levels=(levels[seed % len(levels)],), split='test', num_frames=33))
+    level = levels[seed % len(levels)]
+    scene = sample(seed, world.WorldConfig(levels=(level,), split='test', num_frames=33,
+                                           max_objects=1 if level == 'L5' else 3))
     if scene.occluders:
       scene = dataclasses.replace(scene, num_frames=2 * scene.num_frames - 1)
     record = world_physics.simulate(scene)
@@ -152,9 +154,19 @@ class Dull(world.Object):
     return .8 * super().restitution
 
 
-def dull_bounces(clip, record, others) -> Clip:
-  """Restitution times .8, seen and heard."""
-  return changed(record, objects=tuple(Dull(**vars(thing)) for thing in record.scene.objects))
+class Slippery(world.Object):
+  """An object that rolling slows less than its material says."""
+
+  @property
+  def friction(self) -> float:
+    return .5 * super().friction
+
+
+def made_of(kind: type[world.Object]):
+  """The scene with objects of another kind, seen and heard."""
+  def other(clip, record, others) -> Clip:
+    return changed(record, objects=tuple(kind(**vars(thing)) for thing in record.scene.objects))
+  return other
 
 
 def soft_is_loud(clip, record, others) -> Clip:
@@ -176,13 +188,13 @@ PERTURBATIONS = {
     'sound + 100 ms': late(.1), "another clip's sound": foreign_sound, 'every second impact silent': half_silent,
     'slow motion': slow_motion, 'wrong shape': wrong_shape, 'stranger': stranger, 'pixel noise': pixel_noise,
     'no exit': no_exit, "camera's move reversed": backwards, 'sound in silence': foreign_sound, 'double': double,
-    'restitution x 0.8': dull_bounces, 'softer is louder': soft_is_loud,
+    'restitution x 0.8': made_of(Dull), 'softer is louder': soft_is_loud, 'friction x 0.5': made_of(Slippery),
 }
 FALLING = ('L2', 'L3')
 RARE = 4  # times fewer clips of the other levels
 SCENES = dict.fromkeys(PERTURBATIONS, FALLING) | {
     'no exit': ('L4',), "camera's move reversed": ('L7',), 'sound in silence': ('L0',),
-    'restitution x 0.8': ('L2',), 'softer is louder': ('L2',)}
+    'restitution x 0.8': ('L2',), 'softer is louder': ('L2',), 'friction x 0.5': ('L5',)}
 UNHEARD = {'f1': DOWN, 'impact_has_sound': DOWN, 'sound_has_impact': DOWN, 'offset': UP, 'bias': CHANCE, 'told': DOWN,
            'material': DOWN, 'all_right': DOWN, 'sound_material': DOWN, 'sound_size_error': UP, 'pan_error': UP}
 CAPTIONED = ('colour', 'shape', 'size', 'count', 'direction', 'all_right', 'told')
@@ -213,16 +225,18 @@ MATRIX = {
     'pixel noise': {},
     # It is to be seen in too few frames to be one of the caption's objects; the others' laws and sounds are left.
     'no exit': {**dict.fromkeys(('reappearance', 'permanence', 'count_constancy', *CAPTIONED, 'f1', 'sound_has_impact'),
-                                DOWN), 'sound_size_error': CHANCE, 'loudness': NONE},
+                                DOWN), 'sound_size_error': CHANCE, 'loudness': NONE, 'friction_error': NONE},
     "camera's move reversed": {
         **STRAYED, 'camera_move': DOWN, 'camera_pan_error': UP, 'camera_zoom_error': UP,
         **dict.fromkeys(('gravity_error', 'restitution_error', 'energy_gain', 'f1', 'impact_has_sound', 'told',
                          'sound_has_impact', 'offset', 'bias', 'material', 'all_right'), CHANCE)},
     'sound in silence': {'noise': UP, 'told': DOWN},
     'double': {'spurious': UP},
-    # Both of single objects: where several collide, other bounces leave other collisions, and other sounds stand alone.
+    # All of single objects: where several collide, other motion leaves other collisions, and other sounds stand alone.
     'restitution x 0.8': {**STRAYED, 'restitution_error': UP},
     'softer is louder': {'loudness': DOWN},
+    # Over the sound of rolling a pitch is told by chance.
+    'friction x 0.5': {**STRAYED, 'friction_error': UP, 'sound_size_error': CHANCE},
 }
 TOLERANCE = dict.fromkeys(world_judge.METRICS, .05) | {
     'told': .015, 'spurious': .01, 'teleports': .005, 'gravity_error': .02, 'energy_gain': .02, 'position_error': .005,
