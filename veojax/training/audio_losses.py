@@ -9,12 +9,10 @@ waveform leads: in a mostly silent track the logarithms alone would first teach 
 """
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from veojax.models.audio_vae import AudioVAE
 from veojax.models.stft import stft
 
 
@@ -122,11 +120,3 @@ def reconstruction_terms(output_BRC: Float[Array, 'b r c'], audio_BRC: Float[Arr
 
 def weighted(terms: dict[str, Float[Array, '']], config: AudioLossConfig) -> Float[Array, '']:
   return sum(getattr(config, name) * terms[name] for name in ('waveform', 'kl', 'stft', 'mel') if name in terms)
-
-
-def reconstruct(vae: AudioVAE, key: PRNGKeyArray, posterior: tuple[Float[Array, 'b t z'], Float[Array, 'b t z']]
-                ) -> tuple[Float[Array, 'b r c'], Float[Array, '']]:
-  """The decoder's output for one draw of z = mean + exp(logvar / 2) eps, and the posterior's KL divergence."""
-  mean_BTC, logvar_BTC = posterior
-  eps_BTC = jax.random.normal(key, mean_BTC.shape, mean_BTC.dtype, out_sharding=jax.typeof(mean_BTC).sharding)
-  return vae.decode(mean_BTC + jnp.exp(0.5 * logvar_BTC) * eps_BTC), kl_to_normal(mean_BTC, logvar_BTC)

@@ -79,7 +79,8 @@ class AudioVAEStep:
   def loss(self, model, batch, key, step):
     config, audio = self.config, batch['audio']
     vae = adversarial.codec_of(config.adversarial, model)
-    output, kl = audio_losses.reconstruct(vae, key, decoder_only.posterior(config, vae, audio))
+    latent, kl = decoder_only.latent(config, vae, key, audio)
+    output = vae.decode(latent)
     if not config.adversarial.weight:
       terms = {'kl': kl} | self.reconstruction(output, audio)[1]
       return audio_losses.weighted(terms, config.loss), terms

@@ -9,6 +9,7 @@ import optax
 
 from veojax import processes
 from veojax.models import codec_file, weights
+from veojax.training import audio_losses
 
 
 def check(config):
@@ -28,10 +29,15 @@ def begin(config, vae, start):
   return weights.like(vae, weights.replace(vae, other))
 
 
-def posterior(config, vae, x):
-  """(mean, logvar) as of vae.encode(x), through which nothing is learned where the decoder alone learns."""
-  encoded = vae.encode(x)
-  return jax.lax.stop_gradient(encoded) if config.learn == 'decoder' else encoded
+def latent(config, vae, key, x):
+  """(what the decoder is given of x, the KL divergence of its posterior): a draw of the posterior; where the decoder alone
+  learns, through which nothing is then learned, its mean, which is what codecs give and models are trained on."""
+  mean, logvar = vae.encode(x)
+  kl = audio_losses.kl_to_normal(mean, logvar)
+  if config.learn == 'decoder':
+    return jax.lax.stop_gradient((mean, kl))
+  noise = jax.random.normal(key, mean.shape, mean.dtype, out_sharding=jax.typeof(mean).sharding)
+  return mean + jnp.exp(0.5 * logvar) * noise, kl
 
 
 def learning(vae):

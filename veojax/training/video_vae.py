@@ -21,7 +21,7 @@ from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.sharding import MeshConfig
-from veojax.training import adversarial, audio_losses, decoder_only, distortion, heldout, motion, optimizer, samples
+from veojax.training import adversarial, decoder_only, distortion, heldout, motion, optimizer, samples
 from veojax.training.adversarial import AdversarialConfig
 from veojax.training.loop import LoopConfig
 from veojax.training.optimizer import OptimizerConfig
@@ -105,15 +105,13 @@ class VideoVAEStep:
   def loss(self, model, batch, key, step):
     config, video = self.config, batch['video'].astype(jnp.float32) / 127.5 - 1
     vae = adversarial.codec_of(config.adversarial, model)
-    mean, logvar = decoder_only.posterior(config, vae, video)
-    noise = jax.random.normal(key, mean.shape, out_sharding=sharding.in_force(sharding.B))
-    output = vae.decode(mean + jnp.exp(0.5 * logvar) * noise)
+    latent, kl = decoder_only.latent(config, vae, key, video)
+    output = vae.decode(latent)
     if config.adversarial.weight:
       loss, metrics = adversarial.loss(config.adversarial, model['discriminator'],
                                        lambda x: self.reconstruction(x, video), output, video, step)
     else:
       loss, metrics = self.reconstruction(output, video)
-    kl = audio_losses.kl_to_normal(mean, logvar)
     return loss + config.kl_weight * kl, metrics | {'kl': kl}
 
   def reconstruction(self, output, video):
