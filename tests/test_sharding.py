@@ -65,7 +65,7 @@ def a_sample(model):
   rows, unguided = make_rows(2, 5), make_rows(2, 5, text=7)
   config = SamplingConfig(num_inference_steps=2, guidance_scale=3.0, guidance_rescale=0.5)
   return sampling.sample(model, [rows, unguided], jax.random.split(jax.random.key(4), 2), objective=OBJECTIVE,
-                         config=config)
+                         configs=[config] * 2)
 
 
 @pytest.fixture(scope='module')

@@ -12,18 +12,26 @@ import numpy as np
 import pytest
 
 from veojax import cli
-from veojax.evaluation import evaluate, set_distance, sweep, sweep_report, units
-from veojax.evaluation.benchmark import Row
+from veojax.evaluation import evaluate, set_distance, sweep, sweep_report, units, world_judge
+from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.set_distance import SetBenchmark
+from veojax.generation import sampling
+from veojax.generation.model import Model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = {'num_clips': 3, 'levels': ('L2',)}
 GRID = ['guidance_scale=2,3', 'num_inference_steps=2']
 BATCH = 2
+# Of eight cells one has no guidance, and so another program; the others fill two batches of 4 clips.
+FEW = {'guidance_scale': [1, 2, 3, 4], 'seed': [0, 1], 'num_inference_steps': [1]}
 
 
 def run(model, output, grid=GRID, **changes):
   return sweep.sweep([str(model)], sweep.parse_grid(grid), output, options=OPTIONS, batch=BATCH, show=False, **changes)
+
+
+def run_few(model, output, grid=FEW, **changes):
+  return sweep.sweep([str(model)], grid, output, options={**OPTIONS, 'num_clips': 1}, batch=4, show=False, **changes)
 
 
 def rows(folder) -> dict:
@@ -62,6 +70,86 @@ def test_processes_share_the_work_and_give_the_same_table(model_folder, whole, t
     assert rows(folder) == rows(whole[0])
     for name in ('report.json', 'report.csv'):
       assert (folder / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """Of every call of the sampler the scales and seeds of its clips."""
+  made, make = [], Model.make
+  monkeypatch.setattr(Model, 'make', lambda self, wanted, *rest: made.append(
+      {(w.options['guidance_scale'], w.seed) for w in wanted}) or make(self, wanted, *rest))
+  return made
+
+
+@pytest.fixture(scope='module')
+def few(model_folder, tmp_path_factory):
+  """Every cell alone: its folder, and the clips by their units."""
+  folder = tmp_path_factory.mktemp('few')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Subject, 'mixes', False)
+    clips = kept(patch)
+    run_few(model_folder, folder)
+  return folder, clips
+
+
+def kept(patch) -> dict[str, bytes]:
+  """The pixels and samples that a sweep shows, to be filled by it."""
+  clips = {}
+  patch.setattr(units.Store, '_keep', lambda self, unit, column, index, clip: clips.update(
+      {unit.file: clip.video.tobytes() + clip.audio.tobytes()}))
+  return clips
+
+
+def test_cells_of_few_clips_share_batches_and_are_as_alone(model_folder, few, tmp_path, calls, monkeypatch):
+  folder, alone = few
+  clips = kept(monkeypatch)
+  run_few(model_folder, tmp_path)
+  assert calls == [{(scale, seed) for scale in scales for seed in (0, 1)} for scales in ((2, 3), (1,), (4,))]
+  assert clips == alone and len(set(clips.values())) == 8
+  assert rows(tmp_path) == rows(folder)
+  assert (tmp_path / 'report.csv').read_bytes() == (folder / 'report.csv').read_bytes()
+
+
+def test_a_cell_that_fails_takes_none_of_its_batch_along(model_folder, tmp_path, monkeypatch, calls):
+  see, denoise = world_judge.see, sampling.denoise
+
+  def see_some(clip):
+    if clip.info.get('guidance_scale') == 3:
+      raise RuntimeError('not to be looked at')
+    return see(clip)
+
+  def denoise_some(*args, configs, **given):
+    if 4 in [config.guidance_scale for config in configs]:
+      raise FloatingPointError('diverged')
+    return denoise(*args, configs=configs, **given)
+  errors = lambda *scales: [o.error.split(':')[0] for o in run_few(
+      model_folder, tmp_path, {**FEW, 'guidance_scale': list(scales), 'seed': [0]})]
+  monkeypatch.setattr(world_judge, 'see', see_some)
+  assert errors(2, 3) == ['', 'RuntimeError'] and calls == [{(2, 0), (3, 0)}]
+  monkeypatch.setattr(world_judge, 'see', see)
+  monkeypatch.setattr(sampling, 'denoise', denoise_some)
+  assert errors(2, 3, 4, 5) == ['', '', 'FloatingPointError', '']
+  assert calls[1:] == [{(3, 0), (4, 0), (5, 0)}, {(3, 0)}, {(4, 0)}, {(5, 0)}]  # together, then each alone
+
+
+def test_a_kill_within_a_batch_leaves_what_was_judged_of_it(model_folder, few, tmp_path, monkeypatch, calls):
+  run_unit, done = units.Store.run, []
+
+  def run_two(self, unit, subject, **rest):
+    run_unit(self, unit, subject, **rest)
+    done.extend([unit.file] * (unit.part == 'made'))
+    if len(done) == 2:
+      raise KeyboardInterrupt
+  monkeypatch.setattr(units.Store, 'run', run_two)
+  with pytest.raises(KeyboardInterrupt):
+    run_few(model_folder, tmp_path)
+  assert calls == [{(scale, seed) for scale in (2, 3) for seed in (0, 1)}]
+  written = {path: path.stat().st_mtime_ns for path in tmp_path.glob('units/*/*.json')}
+  monkeypatch.setattr(units.Store, 'run', run_unit)
+  run_few(model_folder, tmp_path)
+  assert calls[1:] == [{(3, 0), (3, 1), (4, 0), (4, 1)}, {(1, 0), (1, 1)}]
+  assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+  assert rows(tmp_path) == rows(few[0])
 
 
 def test_on_a_pod_the_processes_are_those_of_the_pod(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from veojax import sharding
 from veojax.generation import model as models
 from veojax.generation import sampling, tasks
+from veojax.generation.wanted import Wanted
 
 TEXTS = ['a small red ball falls', 'a large blue square slides', 'two balls collide']
 STOCHASTIC = {'sampler': 'ddpm', 'seed': 5}
@@ -47,6 +48,26 @@ def test_scales_and_shifts_share_one_program(model):
           for scale, shift in ((4.0, 1.0), (7.5, 1.0), (4.0, 2.0))]
   assert sampling.sample_rows._cache_size() == before
   assert all(np.any(made[0] != other) for other in made[1:])
+
+
+def test_clips_of_one_call_may_have_their_own_scales_shifts_and_seeds(model):
+  settings = [{'guidance_scale': 2.0, 'video_shift': 3.0}, {'guidance_scale': 5.0, 'audio_guidance_scale': 1.5},
+              {'audio_shift': 2.0}]
+  wanted = [Wanted(text, seed, 4, options={'sampler': 'ddpm', **own})
+            for seed, (text, own) in enumerate(zip(TEXTS, settings))]
+  assert len({model.kind(one) for one in wanted}) == 1
+  for i, made in enumerate(model.make(wanted)):
+    alone = model.generate(TEXTS[i], seed=i, first_index=4, sampler='ddpm', **settings[i])
+    assert same(made, alone) and made.info == alone.info
+    assert np.abs(model.generate(TEXTS[i], seed=i, first_index=4, sampler='ddpm').video - alone.video).max() > 1
+
+
+@pytest.mark.parametrize('options', [{'num_inference_steps': 3}, {'guidance_scale': 1.0}, {'height': 16}])
+def test_clips_of_other_programs_or_sizes_are_made_apart(model, options):
+  wanted = [Wanted('a ball'), Wanted('a ball', options=options)]
+  assert len({model.kind(one) for one in wanted}) == 2
+  with pytest.raises(ValueError, match='make the others apart'):
+    model.make(wanted)
 
 
 def test_each_clip_may_have_its_own_first_frame(model):

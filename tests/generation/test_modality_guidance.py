@@ -25,7 +25,8 @@ def sample(scale, **options):
   clip = LatentClip(zeros(4, 1, 1), zeros(6), (), world.FPS, 8, 8, world.TC, 8, world.RATE)
   made = model.rows([clip], ['a'], '', model.config.sampling)
   key = jax.random.key(1)
-  latents = sampling.sample(model.dit, made, key[None], objective=model.config.objective, config=model.config.sampling)
+  latents = sampling.sample(model.dit, made, key[None], objective=model.config.objective,
+                            configs=[model.config.sampling])
   noise = np.asarray(jax.random.normal(key, latents.shape[1:]))
   row = Tokens(*(x[0] for x in made[0]))
   media = row.modality >= AUDIO

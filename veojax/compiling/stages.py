@@ -85,7 +85,7 @@ def generate(config, mesh) -> Work:
                     sharding.stacked(sharding.whole_rows(sharding.BLD)))
   calls = sampling.network_calls(settings)
   with jax.set_mesh(mesh):
-    scales = jax.eval_shape(lambda modality_BL: sampling.scales(modality_BL, settings), tokens.modality)
+    scales = jax.eval_shape(lambda modality_BL: sampling.scales(modality_BL, [settings] * B), tokens.modality)
   keys = jax.eval_shape(lambda key: jax.random.split(key, B), key)
   keys = abstract(mesh, keys.shape, keys.dtype, sharding.REPLICATED)
   arguments = (placed(mesh, model), [tokens] * evaluations, [first] * evaluations, x, levels, placed(mesh, scales),

@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from veojax.types import AUDIO, VIDEO
 
 Scale = float | int | Float[Array, '...']
+OfRows = float | int | Float[np.ndarray, 'b 1']
 Denoise = Callable[[Array, Array], Array]
 
 
@@ -30,8 +32,9 @@ def classifier_free(cond: Float[Array, '*s'], uncond: Float[Array, '*s'], scale:
   return (cond + (scale - 1) * (cond - uncond)).astype(cond.dtype)
 
 
-def by_modality(modality: Int[Array, 'b l'], *, video: float | int, audio: float | int) -> Float[Array, 'b l 1']:
-  """The scale of each token of packed rows; 1, no guidance, for text and padding."""
+def by_modality(modality: Int[Array, 'b l'], *, video: OfRows, audio: OfRows) -> Float[Array, 'b l 1']:
+  """The scale of each token of packed rows; 1, no guidance, for text and padding. video, audio: of all rows, or [B, 1]
+  of each."""
   return jnp.where(modality == VIDEO, video, jnp.where(modality == AUDIO, audio, 1.0))[:, :, None]
 
 

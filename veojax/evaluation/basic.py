@@ -7,6 +7,7 @@ import dataclasses
 from veojax.evaluation import av_align, benchmark, clips, motion, sound_level
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
+from veojax.generation.wanted import Wanted
 from veojax.types import Clip
 
 
@@ -41,6 +42,9 @@ class Basic(benchmark.Benchmark):
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)
+
+  def wanted(self, indices) -> list[Wanted]:
+    return clips.wanted(self, [clips.truth(self, i) for i in indices], indices)
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     truths = [clips.truth(self, i) for i in indices]

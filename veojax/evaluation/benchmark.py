@@ -9,11 +9,14 @@ never 0.
 """
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from veojax.generation.model import Model
+from veojax.generation.wanted import Wanted
 from veojax.types import Clip
 
 PARTS = ('made', 'truth', 'codec')
@@ -58,24 +61,40 @@ class Row:
 class Subject:
   """What is judged. model: of `veojax.load`, or None for the truth alone. codecs: (video, audio), of the model if
   there is one; either may be None. options: for `Model.generate`. batch: clips made at a time, fewer being filled up to
-  it, so that they share a compilation."""
+  it, so that they share a compilation. made: clips that are there already, which `make` gives."""
   name: str
   model: Any = None
   codecs: tuple[Any, Any] = (None, None)
   options: dict = dataclasses.field(default_factory=dict)
   batch: int = 1
+  made: Sequence[Clip] = ()
 
-  def make(self, prompts: list[str], indices: Sequence[int], *, seed: int, given: list | None = None,
-           **options) -> list[Clip]:
-    """Clips of the model for some indices in a row, each with the key fold_in(seed, index)."""
-    first, num = indices[0], len(prompts)
-    if list(indices) != list(range(first, first + num)):
-      raise ValueError(f'indices {list(indices)} for {num} prompts; clips are made in runs, one after another')
-    more = max(0, self.batch - num)
-    if given is not None:
-      options['given'] = given + given[-1:] * more
-    return self.model.generate(prompts + prompts[-1:] * more, seed=seed, first_index=first, **self.options,
-                               **options)[:num]
+  def make(self, wanted: list[Wanted]) -> list[Clip]:
+    """Clips of the model, of one seed and indices in a row."""
+    if self.made:
+      return list(self.made)
+    first, num, indices = wanted[0], len(wanted), [one.index for one in wanted]
+    if indices != list(range(first.index, first.index + num)):
+      raise ValueError(f'indices {indices}; clips are made in runs, one after another')
+    filled = wanted + wanted[-1:] * (self.batch - num)
+    return self.model.generate([one.prompt for one in filled], seed=first.seed, first_index=first.index,
+                               given=[one.given for one in filled], **self.options, **first.options)[:num]
+
+  @property
+  def mixes(self) -> bool:
+    """Whether `together` takes subjects of this model: those of published ones have one scale for a whole batch."""
+    return isinstance(self.model, Model)
+
+  def complete(self, wanted: list[Wanted]) -> list[Wanted]:
+    """With the subject's options."""
+    return [dataclasses.replace(one, options=self.options | one.options) for one in wanted]
+
+
+def together(work: Sequence[tuple[Subject, list[Wanted]]]) -> list[list[Clip]]:
+  """The clips of each of several subjects, in one call of the sampler: all of one model and one `Model.kind`."""
+  subject, every = work[0][0], [one for own, wanted in work for one in own.complete(wanted)]
+  clips = iter(subject.model.make(every + every[-1:] * (subject.batch - len(every))))
+  return [list(itertools.islice(clips, len(wanted))) for _, wanted in work]
 
 
 Keep = Callable[[str, int, Clip], None]
@@ -105,6 +124,10 @@ class Benchmark(abc.ABC):
   @abc.abstractmethod
   def parts(self, subject: Subject) -> tuple[str, ...]:
     """The pieces of work that the subject allows, of PARTS."""
+
+  def wanted(self, indices: Sequence[int]) -> list[Wanted]:
+    """What part 'made' asks of the model; nothing of a benchmark that judges no clips made from captions."""
+    return []
 
   @abc.abstractmethod
   def rows(self, subject: Subject, part: str, indices: Sequence[int], keep: Keep) -> dict[str, list[Row]]:

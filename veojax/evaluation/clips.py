@@ -10,6 +10,7 @@ import numpy as np
 from veojax.data import media, pipeline
 from veojax.evaluation import round_trip
 from veojax.evaluation.benchmark import Subject
+from veojax.generation.wanted import Wanted
 from veojax.training import heldout
 from veojax.types import Clip
 
@@ -45,15 +46,20 @@ def parts(subject: Subject) -> tuple[str, ...]:
 
 
 def of_part(bench, part: str, truths: list[Clip], indices, subject: Subject) -> list[Clip]:
-  """The clips of a column, in the order of the truths. Scenes are made in their own size, others in the model's."""
+  """The clips of a column, in the order of the truths."""
   if part == 'truth':
     return truths
   if part == 'codec':
     return [through(clip, subject) for clip in truths]
+  return subject.make(wanted(bench, truths, indices))
+
+
+def wanted(bench, truths: list[Clip], indices) -> list[Wanted]:
+  """Clips of the truths' captions. Scenes are made in their own size, others in the model's."""
   size = {}
   if bench.data == WORLD:
     size = dict(zip(('num_frames', 'height', 'width'), truths[0].video.shape[:3])) | {'fps': truths[0].fps}
-  return subject.make([t.text for t in truths], indices, seed=bench.seed, **size)
+  return [Wanted(truth.text, bench.seed, i, options=size) for i, truth in zip(indices, truths)]
 
 
 def through(clip: Clip, subject: Subject) -> Clip:

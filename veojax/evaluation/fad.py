@@ -21,6 +21,7 @@ from veojax.data import media
 from veojax.evaluation import benchmark, clips, set_distance
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
+from veojax.generation.wanted import Wanted
 from veojax.types import Clip
 from veojax.zoo import origin, vggish
 
@@ -57,6 +58,9 @@ class FAD(set_distance.SetBenchmark):
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)
+
+  def wanted(self, indices) -> list[Wanted]:
+    return clips.wanted(self, [clips.truth(self, i) for i in indices], indices)
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     network = load(self.weights, self.allow_unknown_weights)

@@ -26,6 +26,7 @@ import numpy as np
 from veojax.evaluation import benchmark, clips, set_distance
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
+from veojax.generation.wanted import Wanted
 from veojax.zoo import i3d, origin
 
 DECIMALS = 5  # of the features that are kept
@@ -82,6 +83,9 @@ class FVD(set_distance.SetBenchmark):
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)
+
+  def wanted(self, indices) -> list[Wanted]:
+    return clips.wanted(self, [clips.truth(self, i) for i in indices], indices)
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     network = load(self.weights, self.allow_unknown_weights)

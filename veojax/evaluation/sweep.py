@@ -2,10 +2,10 @@
 
     veojax sweep --models A B --grid guidance_scale=1,3,5 num_inference_steps=4,16,50 --output REPORT
 
-A batch is of clips of one cell: cells that differ in scales, shifts, seeds or captions share their compiled programs,
-but no batch. Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder,
-and whoever finds everything settled writes the report. Each clip's key is fold_in(seed, i), so a table is the same from
-any number of processes, and after any number of kills.
+Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder, and whoever
+finds everything settled writes the report. Cells that differ in scales, shifts, seeds or captions share their compiled
+programs, and units of them that are less than a batch are made in one call of the sampler (`batches`). Each clip's key
+is fold_in(seed, i), so a table is the same from any number of processes, and after any number of kills.
 """
 import ast
 import dataclasses
@@ -16,6 +16,7 @@ import jax
 from rich import progress
 
 from veojax.evaluation import evaluate, sweep_report, units
+from veojax.evaluation.batches import Batches
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.evaluation.units import Store, Unit
 from veojax.models import run_checkpoint
@@ -88,20 +89,23 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
   count = jax.process_count() if process_count is None else process_count
   if not 0 <= index < count:
     raise ValueError(f'process_index={index} of process_count={count}; give 0 to {count - 1}')
-  store, outcomes, seen, failed = Store(output), [], set(), set()
+  store, outcomes, seen = Store(output), [], set()
+  batches = Batches(store)
   # Before the bar: importing TFDS, which bends Python's own import for a while, would break the bar's thread.
   evaluate.fields(benchmark)
   with evaluate.local_mesh():
     for cell in progress.track(cells(models, grid), f'process {index} of {count}', disable=not show):
+      if outcomes and outcomes[-1].cell.model != cell.model:
+        batches.finish()  # before another model is loaded
       outcome, subject = planned(cell, benchmark, options or {}, batch)
       outcomes.append(outcome)
       for unit in outcome.units:
         if unit.file in seen:  # cells share the truth, and what their codecs leave of it
           continue
         seen.add(unit.file)  # every process numbers all units alike, whatever fails
-        if (len(seen) - 1) % count == index and unit.key not in failed and not store.done(unit):
-          if not _attempt(store, unit, subject):
-            failed.add(unit.key)
+        if (len(seen) - 1) % count == index and unit.key not in batches.failed and not store.done(unit):
+          batches.run(unit, subject)
+    batches.finish()
   for outcome in outcomes:
     failures = store.failures(outcome.units)
     outcome.error = outcome.error or (failures[0] if failures else '')
@@ -116,11 +120,3 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
       outcome.seconds = store.seconds([unit for unit in outcome.units if unit.part == 'made'])
   sweep_report.write(pathlib.Path(output), benchmark, outcomes, store)
   return outcomes
-
-
-def _attempt(store: Store, unit: Unit, subject: Subject) -> bool:
-  try:
-    store.run(unit, subject, clips=unit.first == 0 and unit.part == 'made')
-  except Exception:  # whatever it is: it stands in the store and in the report, and the other cells do not suffer
-    return False
-  return True

@@ -66,11 +66,11 @@ class Store:
   def done(self, unit: Unit) -> bool:
     return self._path(unit).exists()
 
-  def run(self, unit: Unit, subject: Subject, *, clips: bool = False):
-    """Computes a unit and writes its rows; with `clips`, also what is to be seen and heard of them. Exceptions are kept
-    beside the results, and raised."""
+  def run(self, unit: Unit, subject: Subject, *, clips: bool = False, seconds: float = 0.):
+    """Computes a unit and writes its rows; with `clips`, also what is to be seen and heard of them. seconds: what went
+    before, into what the subject has already. Exceptions are kept beside the results, and raised."""
     self._failure(unit).unlink(missing_ok=True)
-    started = time.perf_counter()
+    started = time.perf_counter() - seconds
     try:
       rows = unit.benchmark.rows(subject, unit.part, range(unit.first, unit.end),
                                  functools.partial(self._keep, unit) if clips else keep_nothing)

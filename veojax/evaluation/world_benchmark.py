@@ -14,6 +14,7 @@ from veojax.evaluation import benchmark, frechet, round_trip, world_judge, world
 from veojax.evaluation.benchmark import Metric, Row, Score, Subject
 from veojax.evaluation.world_judge import Seen
 from veojax.generation import tasks
+from veojax.generation.wanted import Wanted
 from veojax.types import Clip
 
 SIZES = {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16., 'sample_rate': 16000}  # where there is no model
@@ -87,9 +88,12 @@ class World(benchmark.Benchmark):
     density = self.density or ('dense' if level == 'L7' else None)
     return world_clip.make(self.seed * SEEDS + index, self._config(level), density)
 
+  def wanted(self, indices) -> list[Wanted]:
+    return self._wanted([self.case(i) for i in indices], indices)
+
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     truths = [self.case(i) for i in indices]
-    clips = {'truth': lambda: truths, 'made': lambda: self._make(subject, truths, indices),
+    clips = {'truth': lambda: truths, 'made': lambda: subject.make(self._wanted(truths, indices)),
              'codec': lambda: [round_trip.through(t, *subject.codecs) for t in truths]}[part]()
     against_record = part != 'made' or self.given != 'nothing'
     rows = {part: []}
@@ -133,10 +137,10 @@ class World(benchmark.Benchmark):
       values = {n: v for n, v in values.items() if n not in names} | {n: found[n] for n in names if n in found}
     return Row(index, other.text, other.info['level'], values)
 
-  def _make(self, subject: Subject, truths: list[Clip], indices) -> list[Clip]:
+  def _wanted(self, truths: list[Clip], indices) -> list[Wanted]:
     num_frames, height, width, _ = truths[0].video.shape
-    return subject.make([t.text for t in truths], indices, seed=self.seed, given=[self._given(t) for t in truths],
-                        num_frames=num_frames, height=height, width=width, fps=truths[0].fps)
+    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': truths[0].fps}
+    return [Wanted(truth.text, self.seed, i, self._given(truth), sizes) for i, truth in zip(indices, truths)]
 
   def _given(self, truth: Clip) -> tasks.Given:
     silent = dataclasses.replace(truth, audio=None)

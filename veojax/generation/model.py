@@ -7,7 +7,7 @@ heads), video_vae.safetensors and audio_vae.safetensors (the codecs; either may 
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from veojax.generation.cascade import Cascade
 from veojax.generation.export import Sample
 from veojax.generation.published_model import PublishedModel
 from veojax.generation.sampling import SamplingConfig
+from veojax.generation.wanted import Wanted
 from veojax.models import codec_file, run_checkpoint, weights
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.dit import DiT, DiTConfig
@@ -95,26 +96,48 @@ class Model:
       given = [tasks.Given(**{name: options.pop(name) for name in tasks.NAMES if name in options})] * len(prompts)
     if len(given) != len(prompts):
       raise ValueError(f'{len(prompts)} prompts and {len(given)} given; give one a prompt')
-    config = self.sampling(options)
-    asked = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
-    asked = {k: v for k, v in asked.items() if v is not None}
-    with sharding.default_mesh(len(prompts) * (1 + len(sampling.away_from(config)))):
-      drawn = {id(g): self.canvas(g, asked, config) for g in given}  # once for what is given of several
-      canvases, latents = zip(*(drawn[id(g)] for g in given))
-      config = sampling.for_clip(latents[0], config)
-      told = prompting.expanded(prompts, expand)
-      evaluations = self.rows(latents, told, negative_prompt, config)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first_index + np.arange(len(prompts)))
-      made = sampling.sample(self.laid_out(), evaluations, keys, objective=self.config.objective, config=config)
-      info = {'model': self.name, 'seed': seed, **dataclasses.asdict(config)}
+    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
+    options |= {name: size for name, size in sizes.items() if size is not None}
+    clips = self.make([Wanted(text, seed, first_index + i, one, options)
+                       for i, (text, one) in enumerate(zip(prompts, given))], negative_prompt, paste, expand)
+    return clips[0] if isinstance(prompt, str) else clips
+
+  def make(self, wanted: Sequence[Wanted], negative_prompt: str = '', paste: bool = False,
+           expand: prompting.Expand | None = None) -> list[Sample]:
+    """The clips in one call of the sampler, each as `generate` makes it. Raises ValueError as `generate` does, and where
+    the clips differ in more than `kind` allows."""
+    sizes, configs = zip(*(self._settings(w.options) for w in wanted))
+    if len({(tuple(own.items()), sampling.kind(config)) for own, config in zip(sizes, configs)}) > 1:
+      raise ValueError('clips made together have one size, and differ in no setting but scales and shifts, which none '
+                       'of them may lack; make the others apart')
+    with sharding.default_mesh(len(wanted) * (1 + len(sampling.away_from(configs[0])))):
+      given = {id(w.given): w.given for w in wanted}  # drawn once for what is given of several
+      drawn = {key: self.canvas(one, sizes[0], configs[0]) for key, one in given.items()}
+      canvases, latents = zip(*(drawn[id(w.given)] for w in wanted))
+      configs = [sampling.for_clip(latents[0], config) for config in configs]
+      told = prompting.expanded([w.prompt for w in wanted], expand)
+      evaluations = self.rows(latents, told, negative_prompt, configs[0])
+      keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(w.seed), w.index) for w in wanted])
+      made = sampling.sample(self.laid_out(), evaluations, keys, objective=self.config.objective, configs=configs)
       row = lambda i: Tokens(*(x[i] for x in evaluations[0]))._replace(latent=made[i])
-      clips = [self._decode(row(i), canvases[i], latents[i], text,
-                            {**info, 'index': first_index + i, **({'told': told[i]} if expand else {})})
-               for i, text in enumerate(prompts)]
+      info = lambda i: {'model': self.name, 'seed': wanted[i].seed, **dataclasses.asdict(configs[i]),
+                        'index': wanted[i].index, **({'told': told[i]} if expand else {})}
+      clips = [self._decode(row(i), canvases[i], latents[i], w.prompt, info(i)) for i, w in enumerate(wanted)]
     if paste:
       for clip, canvas in zip(clips, canvases):
         canvas.paste(clip, clip.sample_rate)
-    return clips[0] if isinstance(prompt, str) else clips
+    return clips
+
+  def kind(self, wanted: Wanted) -> Hashable:
+    """Equal for clips that `make` makes in one call: of one size, with the same things given and one
+    `sampling.kind`."""
+    sizes, config = self._settings(wanted.options)
+    return tuple(sizes.items()), tuple(wanted.given.named()), sampling.kind(config)
+
+  def _settings(self, options: dict) -> tuple[dict, SamplingConfig]:
+    """Sizes that are asked for, and settings of the sampler."""
+    sizes = {name: options[name] for name in self.clip_sizes if name in options}
+    return sizes, self.sampling({name: value for name, value in options.items() if name not in sizes})
 
   def canvas(self, given: tasks.Given, asked: dict, config: SamplingConfig) -> tuple[Canvas, latent_clip.LatentClip]:
     """What is known of a clip, as pixels and samples and as latents. asked: as of `tasks.canvas`."""

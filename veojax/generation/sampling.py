@@ -2,9 +2,11 @@
 
 Every token has a schedule of its own: text and given tokens stay at 0, sound and picture fall from 1 to 0 along levels
 shifted for their modality. Guidance compares evaluations of the same media tokens in the same places: see `rows`.
+Every row has scales and shifts of its own; what else there is of settings is one for all rows of a batch (`kind`).
 """
 import dataclasses
 import functools
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import jax
@@ -50,13 +52,16 @@ class SamplingConfig:
       raise ValueError(f'guidance_rescale={self.guidance_rescale}; give 0 (none) to 1')
 
 
-def schedule(tokens: Tokens, config: SamplingConfig) -> Float[Array, 'steps b l 1']:
-  """Levels of every token of numpy rows; 0 all along for what is given and for what is not sound or picture."""
+def schedule(tokens: Tokens, configs: Sequence[SamplingConfig]) -> Float[Array, 'steps b l 1']:
+  """Levels of every token of numpy rows; 0 all along for what is given and for what is not sound or picture. configs:
+  one a row, of one `kind`."""
   modality_BL1 = np.asarray(tokens.modality)[..., None]
   given_BL1 = np.take_along_axis(np.asarray(tokens.group_level), np.asarray(tokens.group), 1)[..., None] == GIVEN
-  shift = np.where(modality_BL1 == AUDIO, config.audio_shift, config.video_shift).astype(np.float32)
-  made = timesteps.levels(config.num_inference_steps, shift, config.spacing)
-  return jnp.where(((modality_BL1 >= AUDIO) & ~given_BL1)[None], config.strength * made, 0.0)
+  audio_B11, video_B11 = (np.array([getattr(config, name) for config in configs], np.float32)[:, None, None]
+                          for name in ('audio_shift', 'video_shift'))
+  one, shift = configs[0], np.where(modality_BL1 == AUDIO, audio_B11, video_B11)
+  made = timesteps.levels(one.num_inference_steps, shift, one.spacing)
+  return jnp.where(((modality_BL1 >= AUDIO) & ~given_BL1)[None], one.strength * made, 0.0)
 
 
 def away_from(config: SamplingConfig) -> dict[str, tuple[float, float]]:
@@ -66,9 +71,11 @@ def away_from(config: SamplingConfig) -> dict[str, tuple[float, float]]:
   return {name: scales for name, scales in both.items() if scales != (1, 1)}
 
 
-def scales(modality_BL, config: SamplingConfig) -> list[Float[Array, 'b l 1']]:
-  """For each of `away_from` the guidance scale of every token."""
-  return [guidance.by_modality(modality_BL, video=video, audio=audio) for video, audio in away_from(config).values()]
+def scales(modality_BL, configs: Sequence[SamplingConfig]) -> list[Float[Array, 'b l 1']]:
+  """For each of `away_from` the guidance scale of every token. configs: one a row, of one `kind`."""
+  away = [away_from(config) for config in configs]
+  pairs_B2 = [np.array([of_row[name] for of_row in away], np.float32) for name in away[0]]
+  return [guidance.by_modality(modality_BL, video=pair_B2[:, :1], audio=pair_B2[:, 1:]) for pair_B2 in pairs_B2]
 
 
 def for_clip(clip: LatentClip, config: SamplingConfig) -> SamplingConfig:
@@ -86,6 +93,13 @@ def program(config: SamplingConfig) -> SamplingConfig:
   """What of the config is compiled in. The rest is data, or the shape of data: no scale or shift compiles anew."""
   return SamplingConfig(config.sampler, guidance_rescale=config.guidance_rescale,
                         guidance_interval=config.guidance_interval, guidance_in_turn=config.guidance_in_turn)
+
+
+def kind(config: SamplingConfig) -> Hashable:
+  """Equal for configs whose rows one call may denoise: all of a config but how large its scales and shifts are."""
+  own = {'guidance_scale': 1., 'audio_guidance_scale': None, 'modality_guidance_scale': 1., 'video_shift': 1.,
+         'audio_shift': 1.}
+  return dataclasses.replace(config, **own), tuple(away_from(config))
 
 
 def first_of_group(tokens: Tokens) -> np.ndarray:
@@ -151,22 +165,24 @@ def channels_of(tokens: Tokens, config) -> Array:
 
 
 def sample(model, evaluations: list[Tokens], key_B: Key[Array, 'b'], *, objective: Objective,
-           config: SamplingConfig) -> np.ndarray:
+           configs: Sequence[SamplingConfig]) -> np.ndarray:
   """Denoises numpy rows: float32[B, L, C] latents of all media tokens.
 
-  evaluations: of `rows.evaluations` with the names of `away_from(config)`. All noise of a row is drawn from the row's
-  own key, so that it does not depend on the rows beside it. Errors: as of `denoise`.
+  evaluations: of `rows.evaluations` with the names of `away_from`. configs: one a row, of one `kind`. All noise of a
+  row is drawn from the row's own key, so that it does not depend on the rows beside it. Errors: as of `denoise`.
   """
   tokens = evaluations[0]
   noise_BLC = np.stack([jax.random.normal(key, tokens.latent.shape[1:]) for key in key_B])
-  levels = schedule(tokens, config)
+  levels = schedule(tokens, configs)
   x_BLC = objective.make_process().add_noise(jnp.asarray(tokens.latent), jnp.asarray(noise_BLC), levels[0])
-  return denoise(model, evaluations, np.asarray(x_BLC), np.asarray(levels), key_B, objective=objective, config=config)
+  return denoise(model, evaluations, np.asarray(x_BLC), np.asarray(levels), key_B, objective=objective,
+                 configs=configs)
 
 
 def denoise(model, evaluations: list[Tokens], x_BLC: np.ndarray, levels: np.ndarray, key_B: Key[Array, 'b'], *,
-            objective: Objective, config: SamplingConfig) -> np.ndarray:
-  """x at levels[0] brought to levels[-1], float32[B, L, C]; levels: float32[steps + 1, B, L, 1].
+            objective: Objective, configs: Sequence[SamplingConfig]) -> np.ndarray:
+  """x at levels[0] brought to levels[-1], float32[B, L, C]; levels: float32[steps + 1, B, L, 1]; configs: one a row,
+  of one `kind`.
 
   Raises ValueError where sampler, process and prediction do not go together, and FloatingPointError where the result is
   not finite.
@@ -176,8 +192,8 @@ def denoise(model, evaluations: list[Tokens], x_BLC: np.ndarray, levels: np.ndar
   spec = sharding.stacked(sharding.whole_rows(sharding.BLD))
   levels = jax.device_put(levels, sharding.named(jax.sharding.get_mesh(), spec))
   out = sample_rows(model, evaluations, firsts_BG, place(x_BLC, sharding.BLD), levels,
-                    scales(evaluations[0].modality, config), place(key_B, sharding.B), objective=objective,
-                    config=program(config))
+                    scales(evaluations[0].modality, configs), place(key_B, sharding.B), objective=objective,
+                    config=program(configs[0]))
   out = processes.fetch(out)
   if not np.isfinite(out).all():
     raise FloatingPointError('the sampled latents are not finite: '

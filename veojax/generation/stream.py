@@ -160,10 +160,10 @@ class Latents:
     tokens = evaluations[0]
     frame_BL1 = np.take_along_axis(tokens.group_level, tokens.group, 1)[..., None]
     with self._mesh(self.config):
-      levels = timesteps.rolling(sampling.schedule(tokens, self.config), newest - (first + frame_BL1), self.stride)
+      levels = timesteps.rolling(sampling.schedule(tokens, [self.config]), newest - (first + frame_BL1), self.stride)
       key = jax.random.fold_in(jax.random.fold_in(self.key, 1), newest)[None]
       made = sampling.denoise(self.model.laid_out(), evaluations, tokens.latent, np.asarray(levels), key,
-                              objective=self.model.config.objective, config=self.config)
+                              objective=self.model.config.objective, configs=[self.config])
     row = Tokens(*(x[0] for x in tokens))._replace(latent=made[0])
     video, audio = packing.unpack(row, 1, held.video.shape, held.audio.shape if self.has_sound else None)
     self.held = self.held._replace(video=video, audio=audio)
