@@ -8,7 +8,7 @@ from veojax.evaluation import round_trip
 from veojax.generation import codecs
 from veojax.training import distortion
 
-LOST = {'impact_has_sound': .15, 'f1': .08}  # what jitter between the latents' frames and quiet impacts cost
+LOST = {'impact_has_sound': .08}  # what jitter between the latents' frames and quiet impacts cost so few clips
 ENOUGH = 12  # clips for which a score is defined
 
 
@@ -24,16 +24,16 @@ def clips(num, **config):
 def test_the_worlds_codecs_keep_what_is_seen_and_heard(shipped):
   truth = clips(24)
   result = round_trip.measure(truth, [round_trip.through(clip, *shipped) for clip in truth])
-  assert result['psnr'] >= 34
+  assert result['psnr'] >= 37
   kept = {name: after - before for name, (before, after, _, _, num) in result['scores'].items()
           if name not in round_trip.ERRORS and num >= ENOUGH}
   assert {'permanence', 'count_constancy', 'f1', 'caption shape', 'caption material', 'caption overall'} <= kept.keys()
   for name, change in kept.items():
     assert change > -LOST.get(name, .05), name
-  for name in ('pos_err', 'vel_err'):
-    assert result['scores'][name][1] < 5 * result['scores'][name][0]
+  for name, times in (('pos_err', 5), ('vel_err', 5), ('g_err', 4)):
+    assert result['scores'][name][1] < times * result['scores'][name][0]
   sound = {name: np.array(values) for name, values in result['sound'].items()}
-  assert len(sound['found']) >= 20 and np.median(sound['delay_ms']) <= 10 and sound['material'].mean() >= 0.95
+  assert len(sound['found']) >= 20 and np.median(sound['delay_ms']) <= 5 and sound['material'].mean() >= 0.95
 
 
 def test_other_sizes_lengths_and_rates_are_kept_too(shipped):
