@@ -18,7 +18,7 @@ def get_config():
           'text': {'vocab_size': 600, 'width': 96, 'depth': 2, 'num_heads': 2, 'mlp_width': 256},
           'dtype': 'float32'},
       'pack': {'row_tokens': 264, 'text_tokens': 56, 'max_clips': 1, 'max_text': 56, 'channels': 64},
-      'loss': {'timesteps': 'logit_normal', 'audio_weight': 0.5},
+      'loss': {'timesteps': 'logit_normal', 'video_shift': 2.0, 'audio_weight': 0.5},
       'sampling': {'num_inference_steps': 24, 'guidance_scale': 3.0},
       'clip': {'num_frames': 17, 'height': 48, 'width': 48, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces',),

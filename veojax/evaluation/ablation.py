@@ -21,7 +21,8 @@ from veojax.generation import model as models
 from veojax.training import heldout, run
 
 CONFIG = 'configs/quickstart.py'
-VARIANTS = {  # keys of the config that differ from it
+BEFORE = {'loss': {'video_shift': 1.0}}  # keys of the config that all variants start from: those before they were compared
+VARIANTS = {  # and the keys in which they differ
     'flow': {},
     'v': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}},
     'v, min-SNR': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}, 'loss': {'weighting': 'min_snr'}},
@@ -41,7 +42,7 @@ def variant(name: str, data: str, num_steps: int):
   """The run of one variant, as `run.train` takes it."""
   tree = run.read_config(CONFIG).unlock()
   tree.data, tree.loop.num_steps = data, num_steps
-  for part, values in VARIANTS[name].items():
+  for part, values in (*BEFORE.items(), *VARIANTS[name].items()):
     tree[part] = {**tree.get(part, {}), **values} if isinstance(values, dict) else values
   return run.build(tree)
 
