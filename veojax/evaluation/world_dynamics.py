@@ -17,6 +17,7 @@ FAST = .3        # widths/s: slower approaches say little about restitution
 REACH = 1.2      # of a shape to the side, in radii, at most
 LOW = .01        # widths off the floor, at most, of what rolls on it
 ROLLING = .1     # widths/s: what is slower may stop within the frame
+LONG = .5        # seconds of rolling: a shorter run says little about friction
 
 
 def measure(parse: Parse, impacts: list[Impact], gravity: float, known: dict[str, dict], *, rest_speed: float,
@@ -74,7 +75,7 @@ def _friction_errors(track: Track, parse: Parse, slowing: float) -> list[float]:
   errors = []
   for run in np.split(steps, np.flatnonzero(jolts) + 1):
     frames = run[1:]  # without those at both ends: an impact may lie in the steps beside them
-    if len(frames) > max(3, world_laws.LONG * parse.fps):
+    if len(frames) > max(3, LONG * parse.fps):
       bend = 2 * np.polyfit(frames / parse.fps, x[frames], 2)[0]
       errors.append(abs(-np.sign(speed[run[0]]) * bend / slowing - 1))
   return errors

@@ -18,7 +18,6 @@ from veojax.types import Clip
 
 TOLERANCE = .05  # seconds, whatever the frame rate: one frame of a slow clip would forgive a late sound
 MERGE = .03      # seconds within which impacts are one
-LONG = .5        # seconds in flight, or of rolling, from which an acceleration is told
 FLAG = .14       # widths/s: change of velocity between frames that is not free flight
 
 
@@ -156,15 +155,14 @@ def _impacts_of(track: Track, fps: float, gravity: float) -> list[Impact]:
 
 
 def gravity_error(parse: Parse, gravity: float) -> float:
-  """Error of the median vertical acceleration over frames in flight, LONG of them at least, per track, averaged; NaN
-  without."""
+  """Error of the median vertical acceleration over frames in flight, per track, averaged; NaN without a flight."""
   errors = []
   for track in parse.tracks.values():
     y = np.where(track.whole, track.positions[:, 1], np.nan)
     flying = np.nanmax(np.append(y, -np.inf)) - y > .01 if gravity else np.isfinite(y)
     flying[1:-1] &= flying[2:] & flying[:-2]
     acceleration = ((y[2:] - 2 * y[1:-1] + y[:-2]) * parse.fps**2)[flying[1:-1]]
-    if np.isfinite(acceleration).sum() >= max(3, LONG * parse.fps):
+    if np.isfinite(acceleration).sum() >= 3:
       errors.append(abs(np.nanmedian(acceleration) - gravity) / (gravity or 1.))
   return float(np.mean(errors)) if errors else float('nan')
 
