@@ -102,8 +102,6 @@ def test_each_part_has_exactly_the_gradient_of_its_own_loss(kind):
   target = target_of(kind, batch)
 
   def output_of(vae):
-    if kind == 'audio':
-      return audio_losses.reconstruct(vae, key, vae.encode(target))
     mean, logvar = vae.encode(target)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     return vae.decode(z), audio_losses.kl_to_normal(mean, logvar)
