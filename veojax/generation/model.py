@@ -117,7 +117,8 @@ class Model:
       configs = [sampling.for_clip(latents[0], config) for config in configs]
       told = prompting.expanded([w.prompt for w in wanted], expand)
       evaluations = self.rows(latents, told, negative_prompt, configs[0])
-      keys = jax.numpy.stack([jax.random.fold_in(jax.random.key(w.seed), w.index) for w in wanted])
+      seeds = jax.numpy.stack([jax.random.key(w.seed) for w in wanted])
+      keys = jax.vmap(jax.random.fold_in)(seeds, np.array([w.index for w in wanted]))
       made = sampling.sample(self.laid_out(), evaluations, keys, objective=self.config.objective, configs=configs)
       row = lambda i: Tokens(*(x[i] for x in evaluations[0]))._replace(latent=made[i])
       info = lambda i: {'model': self.name, 'seed': wanted[i].seed, **dataclasses.asdict(configs[i]),
