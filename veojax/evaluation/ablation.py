@@ -21,8 +21,8 @@ from veojax.generation import model as models
 from veojax.training import heldout, run
 
 CONFIG = 'configs/quickstart.py'
-BEFORE = {'loss': {'video_shift': 1.0}}  # keys of the config that all variants start from: those before they were compared
-VARIANTS = {  # and the keys in which they differ
+BEFORE = {'loss': {'video_shift': 1.0}}  # the quickstart as it was before the table of variants changed it
+VARIANTS = {  # keys of the config that differ from that
     'flow': {},
     'v': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}},
     'v, min-SNR': {'objective': {'process': 'vp_cosine_zero_snr', 'prediction': 'v'}, 'loss': {'weighting': 'min_snr'}},

@@ -3,8 +3,8 @@
 Conventions: widths, seconds, y down. Times in the result are in milliseconds where the name says so. A metric that is
 undefined for a clip (no track in flight, no impact) is NaN: average with nanmean and print how many are defined.
 
-A visual impact is where two free flights meet: second differences that are not gravity, or not 0 where an object lies or
-rolls, flag frames; with p(t) before and after on parabolas of the same g, their mismatch is linear in t, so its
+A visual impact is where two free flights meet: second differences that are not gravity, or not 0 where an object lies
+or rolls, flag frames; with p(t) before and after on parabolas of the same g, their mismatch is linear in t, so its
 least-squares zero is in closed form.
 """
 import dataclasses
@@ -49,8 +49,8 @@ def measure(clip: Clip, info: dict) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Impact:
-  """An impact of one object between two free flights: its time, place, and velocities before and after it; held: it lies
-  or rolls on both sides of it, so what holds it up takes part."""
+  """An impact of one object between two free flights: its time (seconds), place (widths), and velocities before and
+  after it (widths/s). held: it lies or rolls before and after, so what holds it up takes part."""
   time: float
   colour: str
   place: np.ndarray
@@ -104,30 +104,30 @@ def match(seen: np.ndarray, heard: np.ndarray, tolerance: float) -> list[tuple[i
 
 
 def bends(track: Track, fps: float, gravity: float | np.ndarray) -> np.ndarray:
-  """float[T]: how far the acceleration in a frame is from gravity, that of a free flight; above FLAG fps it is none. NaN
-  at the ends and beside missing frames."""
+  """float[T], widths/s²: how far the acceleration in a frame is from gravity, of all frames or float[T] of each, which
+  is that of a free flight; above FLAG fps it is none. NaN at the ends and beside missing frames."""
   acceleration = _accelerations(track, fps)
   return np.hypot(acceleration[:, 0], acceleration[:, 1] - gravity)
 
 
 def _accelerations(track: Track, fps: float) -> np.ndarray:
-  """float[T, 2] by second differences; NaN at the ends and beside missing frames."""
+  """float[T, 2], widths/s², by second differences; NaN at the ends and beside missing frames."""
   p, result = track.positions, np.full(track.positions.shape, np.nan)
   result[1:-1] = (p[2:] - 2 * p[1:-1] + p[:-2]) * fps**2
   return result
 
 
 def _pull(falling: np.ndarray, gravity: float) -> np.ndarray:
-  """What of gravity an object feels in a frame, from its acceleration downwards, float[T] each: none where it is held up,
-  which the median over five frames tells."""
+  """What of gravity an object feels in a frame, from its acceleration downwards, float[T] each, widths/s²: none where it
+  is held up, which the median over five frames tells."""
   around = np.lib.stride_tricks.sliding_window_view(np.pad(falling, 2, constant_values=np.nan), 5)
   around = np.where(np.isfinite(falling)[:, None], around, 0)
   return np.where(np.abs(np.nanmedian(around, 1)) < gravity / 2, 0, gravity)
 
 
 def _impacts_of(track: Track, fps: float, gravity: float) -> list[Impact]:
-  """Impacts of one track, by runs of up to three flagged frames between two free flights that meet there, and differ. One
-  that lies or rolls flies as if nothing pulled: else what shakes it a little would flag it."""
+  """Impacts of one track, by runs of up to three flagged frames between two free flights that meet there, and differ.
+  What lies or rolls flies as if nothing pulled: else what shakes it a little would flag it."""
   p, pull = track.positions, _pull(_accelerations(track, fps)[:, 1], gravity)
   size = bends(track, fps, pull)
   flagged, free = size > FLAG * fps, size <= FLAG * fps

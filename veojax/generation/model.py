@@ -104,8 +104,8 @@ class Model:
 
   def make(self, wanted: Sequence[Wanted], negative_prompt: str = '', paste: bool = False,
            expand: prompting.Expand | None = None) -> list[Sample]:
-    """The clips in one call of the sampler, each as `generate` makes it. Raises ValueError as `generate` does, and where
-    the clips differ in more than `kind` allows."""
+    """The clips in one call of the sampler, each as `generate` makes it. Raises ValueError as `generate` does, and
+    where the clips differ in more than `kind` allows."""
     sizes, configs = zip(*(self._settings(w.options) for w in wanted))
     if len({(tuple(own.items()), sampling.kind(config)) for own, config in zip(sizes, configs)}) > 1:
       raise ValueError('clips made together have one size, and differ in no setting but scales and shifts, which none '

@@ -47,7 +47,7 @@ class AudioVAEConfig:
   def __post_init__(self):
     if self.channels not in (1, 2):
       raise ValueError(f'channels={self.channels}; the audio VAE takes 1 (mono) or 2 (stereo)')
-    for name, (strides, widths) in (('', self.half), ('decoder_', self.decoder_half)):
+    for name, (strides, widths) in (('', self.encoder_sizes), ('decoder_', self.decoder_sizes)):
       if self.sample_rate <= 0 or self.hop <= 0 or self.hop % math.prod(strides):
         raise ValueError(f'hop={self.hop} at sample_rate={self.sample_rate}: hop must be a positive multiple of the '
                          f'product of {name}strides={strides}, {math.prod(strides)}')
@@ -55,13 +55,13 @@ class AudioVAEConfig:
         raise ValueError(f'{len(widths)} {name}widths for {len(strides)} strides; give one width more than strides')
 
   @property
-  def half(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  def encoder_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Strides and widths of the encoder."""
     return self.strides, self.widths
 
   @property
-  def decoder_half(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """As `half`, of the decoder."""
+  def decoder_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As `encoder_sizes`, of the decoder."""
     return self.decoder_strides or self.strides, self.decoder_widths or self.widths
 
   @property
@@ -137,7 +137,7 @@ class Decoder(nnx.Module):
   """The encoder's mirror image."""
 
   def __init__(self, cfg: AudioVAEConfig, *, rngs: nnx.Rngs):
-    strides, widths = (x[::-1] for x in cfg.decoder_half)
+    strides, widths = (x[::-1] for x in cfg.decoder_sizes)
     patch_size = cfg.hop // math.prod(strides)
     outs = (*(w * s for w, s in zip(widths[1:], strides)), patch_size * cfg.channels)
     self.inp = CausalConv1d(cfg.latent_channels, widths[0], 1, dtype=cfg.dtype, rngs=rngs)

@@ -53,31 +53,31 @@ class VideoVAEConfig:
   def __post_init__(self):
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f"dtype={self.dtype!r}; give 'float32' or 'bfloat16'")
-    for half, depths in (('', 'encoder_depths'), ('decoder_', 'decoder_depths')):
-      *patches, widths = getattr(self, f'{half}half')
+    for prefix, depths, (*patches, widths) in (('', 'encoder_depths', self.encoder_sizes),
+                                               ('decoder_', 'decoder_depths', self.decoder_sizes)):
       if len(getattr(self, depths)) != len(widths):
-        raise ValueError(f'{depths}={getattr(self, depths)} for {half}widths={widths}; give one depth per width')
+        raise ValueError(f'{depths}={getattr(self, depths)} for {prefix}widths={widths}; give one depth per width')
       num_transitions = len(widths) - 1
       for axis, name, patch in zip(('temporal', 'spatial'), ('patch_time', 'patch_size'), patches):
         compression = getattr(self, f'{axis}_compression')
         if compression / patch not in [2 ** i for i in range(num_transitions + 1)]:
           raise ValueError(
-              f'{axis}_compression={compression} over {half}{name}={patch} is {compression / patch:g}, which '
-              f'{num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of {half}widths')
+              f'{axis}_compression={compression} over {prefix}{name}={patch} is {compression / patch:g}, which '
+              f'{num_transitions} transitions of 1 or 2 cannot make; change the patch or the number of {prefix}widths')
 
   @property
-  def half(self) -> tuple[int, int, tuple[int, ...]]:
+  def encoder_sizes(self) -> tuple[int, int, tuple[int, ...]]:
     """Frames and pixels of a patch, and widths, of the encoder."""
     return self.patch_time, self.patch_size, self.widths
 
   @property
-  def decoder_half(self) -> tuple[int, int, tuple[int, ...]]:
-    """As `half`, of the decoder."""
+  def decoder_sizes(self) -> tuple[int, int, tuple[int, ...]]:
+    """As `encoder_sizes`, of the decoder."""
     return (self.decoder_patch_time or self.patch_time, self.decoder_patch_size or self.patch_size,
             self.decoder_widths or self.widths)
 
   def strides(self, patch_time: int, patch_size: int, widths: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """(time, space) factors of the transitions between the stages of a half."""
+    """(time, space) factors of the transitions between the stages of an encoder or a decoder of such sizes."""
     num_time = round(math.log2(self.temporal_compression / patch_time))
     num_space = round(math.log2(self.spatial_compression / patch_size))
     n = len(widths) - 1
@@ -138,14 +138,14 @@ class VideoVAE(nnx.Module):
 
   def __init__(self, cfg: VideoVAEConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    time, size, widths = cfg.half
+    time, size, widths = cfg.encoder_sizes
     self.patchify = Pointwise(3 * time * size ** 2, widths[0], rngs=rngs)
-    self.encoder = Stages(widths, cfg.encoder_depths, cfg.strides(*cfg.half), up=False, rngs=rngs)
+    self.encoder = Stages(widths, cfg.encoder_depths, cfg.strides(*cfg.encoder_sizes), up=False, rngs=rngs)
     self.encoder_scale = layers.param(nnx.initializers.ones, rngs.params(), widths[-1:])
     self.to_latent = Pointwise(widths[-1], 2 * cfg.latent_channels, rngs=rngs)
-    time, size, widths = cfg.decoder_half
+    time, size, widths = cfg.decoder_sizes
     self.from_latent = Pointwise(cfg.latent_channels, widths[-1], rngs=rngs)
-    self.decoder = Stages(widths[::-1], cfg.decoder_depths[::-1], cfg.strides(*cfg.decoder_half)[::-1], up=True,
+    self.decoder = Stages(widths[::-1], cfg.decoder_depths[::-1], cfg.strides(*cfg.decoder_sizes)[::-1], up=True,
                           rngs=rngs)
     self.decoder_scale = layers.param(nnx.initializers.ones, rngs.params(), widths[:1])
     self.unpatchify = Pointwise(widths[0], 3 * time * size ** 2, rngs=rngs)
@@ -192,4 +192,4 @@ class VideoVAE(nnx.Module):
     """As `decode_chunk`, with what becomes of the repeats of frame 0."""
     x, state = self.decoder(self.from_latent(latent_BTHWC.astype(self.cfg.dtype)), state)
     x = self.unpatchify(layers.rms_norm(x, self.decoder_scale[...]))
-    return depth_to_space(x, *self.cfg.decoder_half[:2]).astype(jnp.float32), state
+    return depth_to_space(x, *self.cfg.decoder_sizes[:2]).astype(jnp.float32), state

@@ -20,8 +20,8 @@ def check(config):
 
 
 def begin(config, vae, start):
-  """The VAE with the weights of `start`, another. A decoder that is to learn alone keeps its own where it has other sizes
-  than that one's. Raises ValueError where anything else has."""
+  """The VAE with the weights of `start`, another. A decoder that is to learn alone keeps its own where it has other
+  sizes than that one's. Raises ValueError where anything else has."""
   other = weights.names(start)
   sizes = lambda m: {name: x.shape for name, x in weights.names(m).items() if codec_file.of_decoder(m, name)}
   if config.learn == 'decoder' and sizes(vae) != sizes(start):
@@ -30,8 +30,8 @@ def begin(config, vae, start):
 
 
 def latent(config, vae, key, x):
-  """(what the decoder is given of x, the KL divergence of its posterior): a draw of the posterior; where the decoder alone
-  learns, through which nothing is then learned, its mean, which is what codecs give and models are trained on."""
+  """(what the decoder is given of x, the KL divergence of its posterior, nats an element): a draw of the posterior; where
+  the decoder alone learns its mean, which codecs give and models are trained on, and through which nothing is learned."""
   mean, logvar = vae.encode(x)
   kl = audio_losses.kl_to_normal(mean, logvar)
   if config.learn == 'decoder':
