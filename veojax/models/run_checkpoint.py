@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
-from veojax import files
+from veojax import files, sharding
 from veojax.models import checksum, orbax_s3
 
 FOLDER, AVERAGES, SUMS = 'checkpoints', 'ema', 'sums'
@@ -57,7 +57,7 @@ def average(folder, number: int = 0) -> dict[str, np.ndarray]:
     orbax_s3.enable()
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   try:
-    with readable(), _alone():
+    with readable(), _alone(), sharding.no_mesh():
       stored = ocp.checkpointables_metadata(str(folder)).metadata.get(AVERAGES)
       if stored is None:
         raise ValueError(f'its {AVERAGES} is missing or cannot be read')
