@@ -161,7 +161,7 @@ def generate(argv) -> int:
   if 'negative_prompt' in given:
     given['negative_prompt'] = str(given['negative_prompt'])
   given |= {'paste': True} if known.paste else {}
-  given |= {'expand': prompting.expander(known.expand)} if known.expand else {}
+  given |= {'expand': prompting.expander(known.expand)} if known.expand is not None else {}
   if processes.join(known.coordinator, known.num_processes, known.process_index):
     given.setdefault('mesh', {'data': 1, 'context': -1})
   with processes.together():
@@ -176,7 +176,7 @@ def _generate(known, prompts, output, given):
     loaded = model.load(known.model)
     if not prompts and loaded.takes_prompt:
       raise ValueError('there is no prompt; give --prompt "..." or --prompt_file FILE')
-    if known.window or known.stream or known.chain:
+    if known.window is not None or known.stream or known.chain:
       long.save(output, loaded, prompts, window=known.window, overlap=known.overlap, stream=known.stream,
                 chain=known.chain, with_prompt=not known.no_prompt_in_file, **given)
       clips = []

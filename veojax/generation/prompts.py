@@ -52,11 +52,14 @@ def expander(name: str) -> Expand:
   if match := re.fullmatch(r'([\w.]+):(\w+)', name):
     sys.path.insert(0, '')  # a module beside the user, as `python -m` finds it
     try:
-      return getattr(importlib.import_module(match[1]), match[2])
+      function = getattr(importlib.import_module(match[1]), match[2])
     except (ImportError, AttributeError) as error:
       raise ValueError(f'expand={name!r}: {error}; give module:function, or a command') from None
     finally:
       sys.path.remove('')
+    if not callable(function):
+      raise ValueError(f'expand={name!r} is no function but {function!r}; give module:function, or a command')
+    return function
   words = shlex.split(name)
 
   def command(prompt: str) -> str:
