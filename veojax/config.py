@@ -68,7 +68,7 @@ def _convert(hint, value, path):
     return tuple(_convert(h, v, f'{path}[{i}]') for i, (h, v) in enumerate(zip(inner, value)))
   if origin is typing.Literal:
     if value not in args:
-      raise ValueError(f'{path} is {value!r}; {nearest(str(value), map(str, args))}')
+      raise ValueError(f'{path} is {value!r}; {nearest(str(value), [str(arg) for arg in args])}')
     return value
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
