@@ -42,6 +42,13 @@ def test_every_sampler_generates(model_folder, sampler):
 
 @pytest.mark.parametrize('options, words', [
     ({'num_frames': 0}, ['num_frames=0']),
+    ({'fps': float('inf')}, ['fps=inf']),
+    ({'fps': 1e-9}, ['fps=1e-09']),
+    ({'seed': 2 ** 63}, [f'seed={2 ** 63}']),
+    ({'first_index': -1}, ['first_index=-1']),
+    ({'promt': 'a'}, ["'prompt'"]),
+    ({'sampler': 'eular'}, ["'euler'"]),
+    ({'sampler': 'xyz'}, ["'xyz'", 'ddim, ddpm']),
     ({'guidance_sacle': 2.0}, ['guidance_sacle', 'guidance_scale']),
     ({'num_inference_steps': 0}, ['num_inference_steps=0']),
     ({'guidance_rescale': 2.0}, ['guidance_rescale=2.0']),

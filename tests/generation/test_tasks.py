@@ -1,5 +1,6 @@
 """Every task on one small random model: what is given comes back, and is what the network is shown."""
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import nnx
 
 from veojax.data import media
 from veojax.data.tokenizer import Tokenizer
-from veojax.generation import canvas, export, joining, long, sampling, tasks
+from veojax.generation import canvas, export, joining, long, sampling, stream, tasks
 from veojax.generation.model import ClipConfig, Model, ModelConfig
 from veojax.generation.sampling import SamplingConfig
 from veojax.models.audio_codec import AudioCodec
@@ -20,7 +21,7 @@ from veojax.models.video_codec import VideoCodec
 from veojax.models.video_vae import VideoVAE, VideoVAEConfig
 from veojax.types import Clip
 
-FRAMES, SIDE, FPS, RATE = 9, 16, 8.0, 800
+FRAMES, SIDE, FPS, RATE, SOUND_FILE = 9, 16, 8.0, 800, 'sound.wav'
 VIDEO = VideoVAEConfig(temporal_compression=4, spatial_compression=8, patch_time=2, patch_size=4, latent_channels=4,
                        widths=(8, 8), encoder_depths=(1, 1), decoder_depths=(1, 1))
 AUDIO = AudioVAEConfig(sample_rate=RATE, channels=2, hop=40, latent_channels=3, strides=(), widths=(8,), depth=1)
@@ -142,10 +143,34 @@ def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
     (lambda c: {'strength': 0.0, 'video': c}, 'strength=0.0'),
     (lambda c: {'image': 'nowhere.png'}, 'nowhere.png'),
     (lambda c: {'imagee': 1}, 'image'),
+    (lambda c: {'image': dataclasses.replace(c, video=None)}, 'has no picture'),
+    (lambda c: {'video': c, 'mask': SOUND_FILE}, 'mask that is given has no picture'),
+    (lambda c: {'video': 5}, 'of type int'),
+    (lambda c: {'audio': dataclasses.replace(c, audio=None)}, 'has no sound'),
+    (lambda c: {'audio': 5}, r'a sound is int64\[\]'),
+    (lambda c: {'keyframes': 'middle.png'}, "keyframes='middle.png'; give"),
+    (lambda c: {'keyframes': {'middle': c.video[0]}}, "a keyframe at 'middle'"),
+    (lambda c: {'references': 'face.png'}, "references='face.png'; give a list"),
+    (lambda c: {'video': c, 'strength': 0.5, 'num_frames': 17}, 'size of its video, 9 frames .* asked for are 17'),
+    (lambda c: {'task': 'join', 'end_video': c}, 'without a video'),
+    (lambda c: {'task': 'loop', 'end_video': c}, 'with an end_video'),
+    (lambda c: {'task': 'loop', 'video': c, 'strength': 0.5}, 'strength=0.5'),
+    (lambda c: {'task': 'loop', 'video': c, 'image': c.video[0]}, 'image with task'),
 ])
-def test_what_does_not_go_together_is_refused(model, clip, options, message):
+def test_what_does_not_go_together_is_refused(model, clip, options, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  export.Sample(audio=clip.audio, sample_rate=RATE).save(SOUND_FILE)
   with pytest.raises(ValueError, match=message):
     model.generate('a ball', **options(clip))
+
+
+@pytest.mark.parametrize('name, value', [
+    ('num_frames', 5.5), ('height', 'tall'), ('width', True), ('fps', 'fast'), ('fps', float('nan')), ('seed', None),
+    ('seed', 0.5), ('seed', 2 ** 63), ('first_index', 'x')])
+def test_numbers_of_another_kind_are_named(name, value):
+  """As a command line, which knows no kinds, may have them."""
+  with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}; give')):
+    tasks.check({name: value})
 
 
 def test_a_join_keeps_both_clips_and_a_loop_its_clip(model, clip):
@@ -188,6 +213,13 @@ def test_loops_and_joins_are_tasks(model, clip):
     model.generate('a ball', task='join', video=clip)
 
 
+def test_a_picture_begins_the_clip_of_a_loop_and_is_in_no_joint(model, clip):
+  made = model.generate('a ball', task='loop', image=clip.video[0], num_frames=FRAMES + 4)
+  first = model.generate('a ball', image=clip.video[0], num_frames=FRAMES + 4 - 5)
+  np.testing.assert_array_equal(made.video[:len(first.video)], first.video)
+  assert np.all(np.any(made.video[len(first.video) - 3:] != clip.video[0], (1, 2, 3)))
+
+
 def test_one_compilation_for_each_length_of_rows(model, clip):
   before, lengths = sampling.sample_rows._cache_size(), set()
   shapes = [(9, 24, 16), (5, 24, 24), (9, 16, 24), (13, 16, 16), (1, 40, 24), (17, 40, 32), (17, 32, 40), (13, 40, 40)]
@@ -211,6 +243,26 @@ def test_a_prompt_may_be_expanded(model):
 
 def test_every_task_has_a_name():
   assert set(tasks.NAMES) == {f.name for f in dataclasses.fields(tasks.Given)}
+
+
+@pytest.mark.parametrize('make', [long.pieces, stream.stream])
+@pytest.mark.parametrize('options, message', [
+    ({'last_image': np.zeros((SIDE, SIDE, 3), np.uint8)}, 'last_image .* takes a beginning'),
+    ({'task': 'loop'}, "task='loop' .* takes a beginning"), ({'task': 'image'}, "task='image'"),
+    ({'strength': 0.5}, 'strength=0.5'), ({'num_frames': 0}, 'num_frames=0')])
+def test_what_no_long_clip_can_be_is_refused_before_anything_is_made(model, make, options, message):
+  with pytest.raises(ValueError, match=message):
+    next(make(model, 'a ball', **{'num_frames': 30, 'overlap': 5} | options))
+
+
+def test_long_sound_comes_in_windows_that_go_on(model):
+  made = list(long.pieces(model, 'a ball', 30, overlap=5, task='sound'))
+  assert len(made) > 2 and all(piece.video is None for piece in made)
+  first = model.generate('a ball', task='sound', num_frames=FRAMES)
+  audio = np.concatenate([piece.audio for piece in made])
+  assert len(audio) == round(30 / FPS * RATE)
+  fade = round(canvas.FEATHER_SECONDS * RATE)
+  np.testing.assert_array_equal(audio[:len(first.audio) - fade], first.audio[:-fade])
 
 
 def test_a_long_clip_comes_in_pieces_that_fit_together(model):

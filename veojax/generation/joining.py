@@ -12,6 +12,7 @@ from veojax.generation.export import Sample
 from veojax.types import Clip
 
 TASKS = ('loop', 'join')
+OF_ONE_CLIP = ('image', 'last_image', 'keyframes', 'audio', 'mask')  # what a loop's clip is made from, not its joint
 CONTEXT = 9  # frames of each clip, at most, that the made one is shown
 
 
@@ -22,15 +23,24 @@ def generate(model, prompt: str, *, task: str, video=None, end_video=None, num_f
   A loop without a video is made of a clip of the prompt. By default the made frames and their context, at most half of
   them, are as many as the model makes at once.
   """
+  if task == 'join' and video is None:
+    raise ValueError("task='join' without a video; give the clip to lead from")
   if task == 'join' and end_video is None:
     raise ValueError("task='join' without an end_video; give the clip to lead to")
+  if task == 'loop' and end_video is not None:
+    raise ValueError("task='loop' with an end_video; leave it out, or give task='join'")
+  if options.get('strength', 1) != 1:
+    raise ValueError(f'strength={options["strength"]} with task={task!r}, which keeps its clips; edit one at a time')
+  of_clip = {name: options.pop(name) for name in OF_ONE_CLIP if options.get(name) is not None}
+  if of_clip and video is not None:
+    raise ValueError(f'{", ".join(of_clip)} with task={task!r} of clips that are given; leave it out')
   asked = {k: v for k, v in {'height': height, 'width': width, 'fps': fps}.items() if v is not None}
   size = dataclasses.replace(model.config.clip, **asked)
   read = lambda clip: tasks.read(clip, model, size, (size.height, size.width), asked)
   context = min(CONTEXT, max(1, size.num_frames // 4))
   made = max(1, size.num_frames - 2 * context)
   if video is None:
-    video = model.generate(prompt, **asked, **options,
+    video = model.generate(prompt, **asked, **of_clip, **options,
                            num_frames=size.num_frames if num_frames is None else max(1, num_frames - made))
   clips = [read(video)] + ([read(end_video)] if task == 'join' else [])
   if num_frames is not None:

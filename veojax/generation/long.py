@@ -26,22 +26,23 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
   model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`;
   what is given of the clip is given to the first window. Window i is made with seed + i.
   """
+  start = {name: options.pop(name) for name in (*tasks.NAMES, 'paste') if name in options}
+  tasks.check_long(model, start, options.get('strength', 1.0), num_frames=num_frames, seed=seed)
   chain = texts.chain(prompts, num_frames)
   expand = options.pop('expand', None)
   told = dict(zip(chain, texts.expanded(chain, expand)))
-  start = {name: options.pop(name) for name in (*tasks.NAMES, 'paste') if name in options}
   window = model.config.clip.num_frames if window is None else window
   if not 0 < overlap < window:
     raise ValueError(f'overlap={overlap} frames of a window of {window}; give at least 1 and fewer than the window')
   made, last, index = 0, None, 0
   while made < num_frames:
     prompt = chain[min(len(chain) - 1, made * len(chain) // num_frames)]
-    given = start if last is None else {'video': last, 'task': 'extend', 'paste': True}
+    given = start if last is None else {**_given(last), 'paste': True}
     clip = model.generate(prompt, num_frames=window, seed=seed + index, expand=expand and told.get, **given, **options)
     first = 0 if last is None else overlap
     count = min(window - first, num_frames - made)
     yield _part(clip, first, count, last is None, made + count == num_frames)
-    last = _end(clip, overlap)
+    last = _end(clip, window - overlap)
     made, index = made + count, index + 1
 
 
@@ -65,17 +66,26 @@ def save(path, model, prompts: list[str], *, num_frames: int | None = None, wind
 
 def _part(clip: Sample, first: int, count: int, is_first: bool, is_last: bool) -> Sample:
   """Frames first to first + count. Its sound begins and ends a fade earlier, but for the clip's own ends."""
-  audio = None
+  video = audio = None
+  if clip.video is not None:
+    video = clip.video[first:first + count]
   if clip.audio is not None:
     fade = round(FEATHER_SECONDS * clip.sample_rate)
     start, stop = (round(f / clip.fps * clip.sample_rate) for f in (first, first + count))
     audio = clip.audio[0 if is_first else start - fade:stop if is_last else stop - fade]
-  return dataclasses.replace(clip, video=clip.video[first:first + count], audio=audio)
+  return dataclasses.replace(clip, video=video, audio=audio)
 
 
-def _end(clip: Sample, overlap: int) -> Sample:
-  """The last frames with their sound, as they were made."""
-  audio = None
+def _end(clip: Sample, first: int) -> Sample:
+  """The frames from `first` on with their sound, as they were made."""
+  video = audio = None
+  if clip.video is not None:
+    video = np.array(clip.video[first:])
   if clip.audio is not None:
-    audio = clip.audio[round((len(clip.video) - overlap) / clip.fps * clip.sample_rate):].copy()
-  return dataclasses.replace(clip, video=np.array(clip.video[-overlap:]), audio=audio)
+    audio = clip.audio[round(first / clip.fps * clip.sample_rate):].copy()
+  return dataclasses.replace(clip, video=video, audio=audio)
+
+
+def _given(end: Sample) -> dict:
+  """What a window is given of the one before it."""
+  return {'audio': end, 'task': 'sound'} if end.video is None else {'video': end, 'task': 'extend'}

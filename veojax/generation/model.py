@@ -87,6 +87,9 @@ class Model:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
       raise ValueError('there is no prompt; give a text or a list of at least one')
+    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': fps}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    tasks.check({**sizes, 'seed': seed, 'first_index': first_index})
     if options.get('task') in joining.TASKS:
       made = [joining.generate(self, text, seed=seed, first_index=first_index + i, negative_prompt=negative_prompt,
                                num_frames=num_frames, height=height, width=width, fps=fps, expand=expand, **options)
@@ -96,8 +99,7 @@ class Model:
       given = [tasks.Given(**{name: options.pop(name) for name in tasks.NAMES if name in options})] * len(prompts)
     if len(given) != len(prompts):
       raise ValueError(f'{len(prompts)} prompts and {len(given)} given; give one a prompt')
-    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': None if fps is None else float(fps)}
-    options |= {name: size for name, size in sizes.items() if size is not None}
+    options |= {name: float(size) if name == 'fps' else size for name, size in sizes.items()}
     clips = self.make([Wanted(text, seed, first_index + i, one, options)
                        for i, (text, one) in enumerate(zip(prompts, given))], negative_prompt, paste, expand)
     return clips[0] if isinstance(prompt, str) else clips
@@ -150,7 +152,7 @@ class Model:
     known = {f.name for f in dataclasses.fields(SamplingConfig)}
     for name in options:
       if name not in known:
-        others = {'negative_prompt', 'seed', 'paste', 'expand', *tasks.NAMES,
+        others = {'prompt', 'negative_prompt', 'seed', 'paste', 'expand', *tasks.NAMES,
                   *(f.name for f in dataclasses.fields(ClipConfig))}
         raise ValueError(f'unknown option {name}={options[name]!r}; {door.nearest(name, known | others)}')
     return door.build(SamplingConfig, {**door.to_tree(self.config.sampling), **options}, 'generate')

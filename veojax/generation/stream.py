@@ -66,17 +66,16 @@ class Latents:
   the last). `held` is what is in view."""
 
   def __init__(self, model, prompts, num_frames, window, overlap, seed, options):
+    given = {name: options.pop(name) for name in tasks.NAMES if name in options}
+    tasks.check_long(model, given, options.get('strength', 1.0), num_frames=num_frames, seed=seed)
     self.model, self.chain = model, texts.chain(prompts, num_frames)
     expand = options.pop('expand', None)
     self.told = texts.expanded(self.chain, expand)
     window = min(num_frames, model.config.clip.num_frames if window is None else window)
-    given = {name: options.pop(name) for name in tasks.NAMES if name in options}
     asked = {'num_frames': window, **{name: options.pop(name) for name in ('height', 'width', 'fps')
                                       if options.get(name) is not None}}
     self.negative = options.pop('negative_prompt', '')
     config = model.sampling(options)
-    if config.strength < 1:
-      raise ValueError(f'strength={config.strength} of a stream; edit a clip instead')
     with self._mesh(config):
       _, start = model.canvas(tasks.Given(**given), asked, config)
       self.config = sampling.for_clip(start, config)

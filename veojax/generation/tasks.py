@@ -3,7 +3,10 @@
 Pictures and clips are paths, which are read at the clip's size and rates, or arrays and Clips, which must have them.
 """
 import dataclasses
+import math
+import numbers
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +57,37 @@ class Given:
 NAMES = tuple(f.name for f in dataclasses.fields(Given))
 
 
+def check(asked: dict[str, Any]):
+  """Raises ValueError for a seed or a size of a clip that cannot be."""
+  for name, value in asked.items():
+    kind, low, high, remedy = {
+        'fps': (numbers.Real, 1e-3, math.inf, 'a number above 0.001'),
+        'seed': (numbers.Integral, -2 ** 63 - 1, 2 ** 63, 'a whole number of at most 64 bits'),
+        'first_index': (numbers.Integral, -1, 2 ** 32, 'a whole number, 0 for the first'),
+    }.get(name, (numbers.Integral, 0, math.inf, 'a positive whole number'))
+    if not isinstance(value, kind) or isinstance(value, bool) or not low < value < high:
+      raise ValueError(f'{name}={value!r}; give {remedy}')
+
+
+def check_long(model, given: dict[str, Any], strength: float | int, **counts):
+  """Raises ValueError for what a clip that is made piece after piece cannot be: of a model that does not go on from
+  what is given, or given its end or the whole of it."""
+  check(counts)
+  if not hasattr(model, 'canvas'):
+    raise ValueError(f'{model.name} does not go on from given frames; make a clip of its own length at once')
+  words = 'for a clip that is made piece after piece, which takes a beginning; make it at once'
+  for name in ('last_image', 'end_video'):
+    if given.get(name) is not None:
+      raise ValueError(f'{name} {words}')
+  if given.get('task') in ('image', 'extend_backward', 'edit', 'loop', 'join'):
+    raise ValueError(f'task={given["task"]!r} {words}')
+  if strength != 1:
+    raise ValueError(f'strength={strength} {words}')
+
+
 def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
   """The canvas of a model's clip. asked: those of num_frames, height, width and fps that were asked for."""
-  for name, value in asked.items():
-    if not value > 0:
-      raise ValueError(f'{name}={value}; give a positive number')
+  check(asked)
   clip = dataclasses.replace(model.config.clip, **asked)
   # Outpainting asks for a frame larger than the video's.
   size = model.config.clip if given.task == 'outpaint' else clip
@@ -123,6 +152,9 @@ def _halves(model, task, clip, given) -> tuple[bool, bool]:
 def _place(out: Canvas, video: Clip, task: str, mask, model):
   frames, height, width = video.video.shape[:3]
   if task == 'edit':  # everything stands there, and nothing is known
+    if out.video.shape != video.video.shape:
+      raise ValueError(f'an edit has the size of its video, {frames} frames of {height}x{width}, and asked for are '
+                       f'{len(out.video)} of {out.video.shape[1]}x{out.video.shape[2]}; ask for no other')
     out.video[:] = video.video
   else:
     first = len(out.video) - frames if task == 'extend_backward' else 0
@@ -143,6 +175,10 @@ def _place(out: Canvas, video: Clip, task: str, mask, model):
 
 
 def _place_pictures(out: Canvas, given: Given, clip):
+  if not isinstance(given.keyframes or {}, Mapping):
+    raise ValueError(f"keyframes={given.keyframes!r}; give pictures by their seconds, as {{0.5: 'middle.png'}}")
+  if isinstance(given.references, (str, os.PathLike)) or not isinstance(given.references, (Sequence, np.ndarray)):
+    raise ValueError(f"references={given.references!r}; give a list of pictures, as ['face.png']")
   pictures = dict(given.keyframes or {})
   if given.image is not None:
     pictures[0.0] = given.image
@@ -151,7 +187,10 @@ def _place_pictures(out: Canvas, given: Given, clip):
   if (pictures or given.references) and out.video is None:
     raise ValueError("pictures are given, and the clip has none; leave out task='sound'")
   for seconds, picture in pictures.items():
-    frame = round(float(seconds) * clip.fps)
+    try:
+      frame = round(float(seconds) * clip.fps)
+    except (TypeError, ValueError, OverflowError):
+      raise ValueError(f"a keyframe at {seconds!r}; give its seconds, as {{0.5: 'middle.png'}}") from None
     if not 0 <= frame < clip.num_frames:
       raise ValueError(f'a keyframe at {seconds} s lies outside the clip, which ends at '
                        f'{clip.num_frames / clip.fps:.3f} s; give a time within it')
@@ -159,11 +198,19 @@ def _place_pictures(out: Canvas, given: Given, clip):
   out.references = tuple(_picture(picture, clip) for picture in given.references)
 
 
+def _seen(clip: Clip, name: str) -> np.ndarray:
+  if clip.video is None:
+    raise ValueError(f'the {name} that is given has no picture, only sound; give a file of pictures')
+  return clip.video
+
+
 def _picture(picture, clip) -> np.ndarray:
   """uint8[H, W, 3] of a path, an array or a Clip."""
   if isinstance(picture, (str, os.PathLike)):
     picture = media.read(picture, height=clip.height, width=clip.width)
-  picture = picture.video[0] if isinstance(picture, Clip) else np.asarray(picture)
+  if isinstance(picture, Clip):
+    picture = _seen(picture, 'picture')[0]
+  picture = np.asarray(picture)
   if picture.dtype != np.uint8 or picture.shape != (clip.height, clip.width, 3):
     raise ValueError(f'a picture is {picture.dtype}{list(picture.shape)}; give uint8[{clip.height}, {clip.width}, 3], '
                      'or a path, which is read at that size')
@@ -180,6 +227,8 @@ def read(video, model, clip, size, asked) -> Clip | None:
                        sample_rate=audio and audio.sample_rate, channels=audio and audio.channels)
   if isinstance(video, np.ndarray):
     video = Clip(video=video, fps=clip.fps)
+  if not isinstance(video, Clip):
+    raise ValueError(f'a video is of type {type(video).__name__}; give a path, an array or a Clip')
   if video.video is None:
     raise ValueError('the video that is given has no picture; give it as audio=...')
   if abs(video.fps - asked.get('fps', video.fps)) > 1e-6:
@@ -196,11 +245,16 @@ def _sound(sound, model) -> np.ndarray:
   if isinstance(sound, (str, os.PathLike)):
     sound = media.read(sound, sample_rate=codec.sample_rate, channels=codec.channels)
   if isinstance(sound, Clip):
-    if sound.audio is None or sound.sample_rate != codec.sample_rate:
+    if sound.audio is None:
+      raise ValueError('the audio that is given has no sound; give a file or a clip that has')
+    if sound.sample_rate != codec.sample_rate:
       raise ValueError(f'the sound has {sound.sample_rate} samples a second, the model {codec.sample_rate}; give its '
                        'path, which is read at that rate')
     sound = sound.audio
-  return pipeline.mix(np.asarray(sound, np.float32), codec.channels)
+  sound = np.asarray(sound)
+  if sound.ndim != 2 or not np.issubdtype(sound.dtype, np.floating):
+    raise ValueError(f'a sound is {sound.dtype}{list(sound.shape)}; give float32[samples, channels], or a path')
+  return pipeline.mix(sound.astype(np.float32), codec.channels)
 
 
 def _mask(mask, clip) -> np.ndarray | None:
@@ -208,7 +262,7 @@ def _mask(mask, clip) -> np.ndarray | None:
   if mask is None:
     return None
   if isinstance(mask, (str, os.PathLike)):
-    mask = media.read(mask, height=clip.height, width=clip.width).video.mean(-1) > 127
+    mask = _seen(media.read(mask, height=clip.height, width=clip.width), 'mask').mean(-1) > 127
     mask = mask[0] if len(mask) == 1 else mask
   mask = np.asarray(mask).astype(bool)
   shape = (clip.num_frames, clip.height, clip.width)
