@@ -292,11 +292,12 @@ def in_pieces(clip: Clip, sizes) -> list[Clip]:
           for a, b, c, d in zip(ends, ends[1:], cuts, cuts[1:])]
 
 
+@pytest.mark.parametrize('tags', [None, {'title': 'a ball'}])
 @pytest.mark.parametrize('format', ['mp4', 'gif', 'wav'])
-def test_pieces_make_the_file_that_the_whole_makes(tmp_path, format):
+def test_pieces_make_the_file_that_the_whole_makes(tmp_path, format, tags):
   clip = flash_and_click()
-  media_write.write(tmp_path / f'whole.{format}', clip)
-  media_write.write(tmp_path / f'pieces.{format}', iter(in_pieces(clip, (1, 10, 13))))
+  media_write.write(tmp_path / f'whole.{format}', clip, tags=tags)
+  media_write.write(tmp_path / f'pieces.{format}', iter(in_pieces(clip, (1, 10, 13))), tags=tags)
   whole, pieces = (media.read(tmp_path / f'{name}.{format}') for name in ('whole', 'pieces'))
   for a, b in ((whole.video, pieces.video), (whole.audio, pieces.audio)):
     assert (a is None) == (b is None)

@@ -133,6 +133,8 @@ def _mux(file, path, clip: Clip, format: str, tags, crf: int, later: Iterable[Cl
   if format == 'png':
     file.write(media_tags.into_png(_png(clip.video[0]), tags))
     return
+  if format == 'gif':  # its colours are chosen for all of it
+    clip, later = dataclasses.replace(clip, video=np.concatenate([clip.video, *(piece.video for piece in later)])), ()
   if format == 'gif' and tags:
     file.write(media_tags.into_gif(encode(clip, 'gif'), tags))
     return
@@ -231,8 +233,7 @@ def _gif_ticks(clip: Clip) -> np.ndarray:
 
 def _gif_frames(stream, pieces: Iterable[Clip]):
   """Frames in the 256 colours that suit this clip best, stamped in hundredths of a second."""
-  pieces = list(pieces)
-  clip = dataclasses.replace(pieces[0], video=np.concatenate([piece.video for piece in pieces]))
+  clip, = pieces
   ticks = _gif_ticks(clip)[:-1]
   chosen = clip.video[np.minimum(ticks * clip.fps / 100 + 0.5, len(clip.video) - 1).astype(int)]
   height, width = clip.video.shape[1:3]
