@@ -151,7 +151,7 @@ def generate(argv) -> int:
   given = arguments.parse(rest)
   output = pathlib.Path(known.output)
   from veojax.data import media_write
-  media_write.check_path(output)
+  media_write.check_path(output, picture=given.get('task') != 'sound', sound=given.get('task') != 'image')
   from veojax import host, processes
   from veojax.generation import prompts as prompting
   prompts = list(known.prompt or []) + (prompting.read(known.prompt_file) if known.prompt_file else [])

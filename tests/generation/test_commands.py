@@ -74,3 +74,10 @@ def test_what_does_not_go_together_is_one_line(folder, tmp_path, capsys, options
   assert cli.main(['generate', '--model', str(folder), '--output', str(out), *options]) == 2
   message = capsys.readouterr().err
   assert words in message and message.count('\n') == 1 and not out.exists()
+
+
+@pytest.mark.parametrize('task, name, words', [('sound', 'out.png', 'no picture'), ('image', 'out.wav', 'no sound')])
+def test_a_file_that_cannot_hold_the_task_is_refused_before_a_model_is_read(tmp_path, capsys, task, name, words):
+  output = str(tmp_path / name)
+  assert cli.main(['generate', '--model', 'nowhere', '--prompt', 'a', '--task', task, '--output', output]) == 2
+  assert words in capsys.readouterr().err

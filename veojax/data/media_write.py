@@ -65,12 +65,17 @@ def write(path, clip: Clip | Iterable[Clip], *, tags: dict[str, str] | None = No
     raise MediaError(f'{path}: cannot be written: {reason}') from error
 
 
-def check_path(path) -> tuple[str, str]:
-  """(absolute path, format) of a file to be written. MediaError where its ending is unknown or its folder missing."""
+def check_path(path, picture: bool = True, sound: bool = True) -> tuple[str, str]:
+  """(absolute path, format) of a file to be written, of a clip with picture or sound. MediaError where its ending is
+  unknown or of a format that holds neither of what there is, or its folder missing."""
   path = os.path.abspath(os.fspath(path))
   folder, name = os.path.split(path)
   format = os.path.splitext(name)[1][1:].lower()
   _check_format(format, name)
+  holds = FORMATS[format]
+  if not (picture and holds[0]) and not (sound and holds[1]):
+    raise MediaError(f'{name}: the clip has no picture; write it as .wav, .flac or .mp4' if sound else
+                     f'{name}: the clip has no sound; write it as .mp4, .webm, .gif or .png')
   if not os.path.isdir(folder):
     raise MediaError(f'{path}: the folder {folder} does not exist; make it first')
   return path, format
