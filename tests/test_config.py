@@ -6,6 +6,7 @@ from typing import Literal
 import ml_collections
 import pytest
 
+from veojax import arguments
 from veojax import config as door
 
 
@@ -62,3 +63,9 @@ def test_differences_name_every_leaf():
   old, new = door.to_tree(Outer('x')), door.to_tree(Outer('y', inner=Inner(9)))
   assert door.differences(old, new) == ['inner.width: 8 → 9', 'name: x → y']
   assert door.differences(old, old) == []
+
+
+def test_a_value_of_another_kind_than_the_config_has_is_named():
+  tree = ml_collections.ConfigDict({'loop': {'num_steps': 5}})
+  with pytest.raises(ValueError, match="num_steps='abc', where the config has 5"):
+    arguments.merge(tree, {'loop': {'num_steps': 'abc'}})

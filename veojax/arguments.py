@@ -22,12 +22,15 @@ def parse(words: Sequence[str]) -> dict:
 
 
 def merge(tree, given: dict):
-  """Puts what is given into the tree, key by key."""
+  """Puts what is given into the tree, key by key. ValueError for a value of another kind than a ConfigDict has."""
   for name, value in given.items():
     if isinstance(value, dict) and name in tree and hasattr(tree[name], 'keys'):
       merge(tree[name], value)
     else:
-      tree[name] = value
+      try:
+        tree[name] = value
+      except TypeError:
+        raise ValueError(f'{name}={value!r}, where the config has {tree[name]!r}; give a value of that kind') from None
 
 
 def _literal(text: str):
