@@ -7,6 +7,7 @@ import ml_collections
 import pytest
 
 from veojax import config as door
+from veojax.generation.sampling import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +63,8 @@ def test_differences_name_every_leaf():
   old, new = door.to_tree(Outer('x')), door.to_tree(Outer('y', inner=Inner(9)))
   assert door.differences(old, new) == ['inner.width: 8 → 9', 'name: x → y']
   assert door.differences(old, old) == []
+
+
+def test_a_value_like_none_of_the_known_is_told_all_of_them():
+  with pytest.raises(ValueError, match="sampler is 'nonsense'; known: ddim, ddpm, dpmpp_2m, euler, heun"):
+    door.build(SamplingConfig, {'sampler': 'nonsense'})

@@ -13,7 +13,8 @@ T = TypeVar('T')
 
 def nearest(name: str, known) -> str:
   """A hint for an unknown name: the nearest known one, or the list of them."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  known = list(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   return f'did you mean {close[0]!r}?' if close else f'known: {", ".join(sorted(known))}'
 
 
