@@ -8,6 +8,7 @@ import pytest
 
 from veojax import arguments
 from veojax import config as door
+from veojax.generation.sampling import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +70,8 @@ def test_a_value_of_another_kind_than_the_config_has_is_named():
   tree = ml_collections.ConfigDict({'loop': {'num_steps': 5}})
   with pytest.raises(ValueError, match="num_steps='abc', where the config has 5"):
     arguments.merge(tree, {'loop': {'num_steps': 'abc'}})
+
+
+def test_a_value_like_none_of_the_known_is_told_all_of_them():
+  with pytest.raises(ValueError, match="sampler is 'nonsense'; known: ddim, ddpm, dpmpp_2m, euler, heun"):
+    door.build(SamplingConfig, {'sampler': 'nonsense'})

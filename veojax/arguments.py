@@ -17,7 +17,7 @@ def parse(words: Sequence[str]) -> dict:
       value = next(rest, None)
       if value is None:
         raise ValueError(f'--{name} needs a value: --{name}=...')
-    _put(tree, name.replace('-', '_'), _literal(value))
+    put(tree, name.replace('-', '_'), _literal(value))
   return tree
 
 
@@ -40,7 +40,7 @@ def _literal(text: str):
     return text
 
 
-def _put(tree, path: str, value):
+def put(tree, path: str, value):
   """tree['a']['b'] = value for the path 'a.b'."""
   *outer, last = path.split('.')
   for name in outer:

@@ -13,7 +13,8 @@ T = TypeVar('T')
 
 def nearest(name: str, known) -> str:
   """A hint for an unknown name: the nearest known one, or the list of them."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  known = list(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   return f'did you mean {close[0]!r}?' if close else f'known: {", ".join(sorted(known))}'
 
 
@@ -68,7 +69,7 @@ def _convert(hint, value, path):
     return tuple(_convert(h, v, f'{path}[{i}]') for i, (h, v) in enumerate(zip(inner, value)))
   if origin is typing.Literal:
     if value not in args:
-      raise ValueError(f'{path} is {value!r}; {nearest(str(value), [str(arg) for arg in args])}')
+      raise ValueError(f'{path} is {value!r}; {nearest(str(value), map(str, args))}')
     return value
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

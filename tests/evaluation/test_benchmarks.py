@@ -1,14 +1,17 @@
 """Every benchmark that can be named: its metrics, and a whole evaluation of those that need no trained model."""
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from veojax import config as door
-from veojax.evaluation import evaluate, fad, page
-from veojax.evaluation.benchmark import COLUMNS, Benchmark, Metric
+from veojax.data import prepare
+from veojax.data.world import WorldConfig
+from veojax.evaluation import clips, evaluate, fad, fvd, page, units
+from veojax.evaluation.benchmark import COLUMNS, Benchmark, Metric, Subject
 
 
 @pytest.mark.parametrize('name', list(evaluate.BENCHMARKS))
@@ -42,3 +45,35 @@ def test_a_distance_of_sets_has_a_report_too(tmp_path, monkeypatch):
   shown = page.Report(tmp_path / 'report' / 'report.html')._repr_html_()
   assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;') and 'fad/google' in shown
   assert 'no column is shuffled' in shown and 'by random halves of the sets' in shown
+
+
+def test_a_data_set_is_counted_first_and_known_by_what_is_in_it(tmp_path):
+  def prepared(seed):
+    config = prepare.PrepareConfig(num_clips=4, seed=seed, world=WorldConfig(num_frames=5, height=16, width=16),
+                                   vocab_size=400, validation_fraction=.5)
+    prepare.prepare('world', tmp_path / 'data', config=config, workers=1, overwrite=True, progress=False)
+    clips._dataset.cache_clear()
+    clips._fingerprint.cache_clear()
+    one, bench = evaluate.judged('truth', 'basic', {'num_clips': 2, 'data': str(tmp_path / 'data')})
+    return [unit.key for unit in units.split('basic', bench, one)]
+  first = prepared(0)
+  assert first == prepared(0) != prepared(1)
+  for name in ('basic', 'reconstruction'):
+    with pytest.raises(ValueError, match='holds 2 clips to measure on, and 3 are asked for; set num_clips=2'):
+      evaluate.judged('roundtrip', name, {'num_clips': 3, 'data': str(tmp_path / 'data')})
+
+
+@pytest.mark.parametrize('name, options, message', [
+    ('fvd', {'num_frames': 16, 'scenes': {'num_frames': 9}}, 'scenes.num_frames=9: clips too short for num_frames=16'),
+    ('fad', {'scenes': {'num_frames': 9}}, 'scenes.num_frames=9, scenes.fps=16.0: sounds too short')])
+def test_a_distance_of_clips_that_are_all_too_short_is_refused(name, options, message, tmp_path, monkeypatch):
+  monkeypatch.setattr(fad, 'load', lambda weights, allow_unknown: None)
+  monkeypatch.setattr(fvd, 'load', lambda weights, allow_unknown: None)
+  path = tmp_path / 'weights.safetensors'
+  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
+  with pytest.raises(ValueError, match=message):
+    evaluate.judged('truth', name, {'weights': str(path), **options})
+  if name == 'fad':
+    silent = Subject('silent', types.SimpleNamespace(audio_codec=None))
+    with pytest.raises(ValueError, match='silent makes no sound'):
+      fad.FAD(weights=str(path)).fitted(silent)

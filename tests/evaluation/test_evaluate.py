@@ -73,7 +73,11 @@ def test_errors_against_the_record_are_of_clips_whose_frames_were_given(made):
 
 @pytest.mark.parametrize('argv, message', [
     (['--model', 'truth', '--benchmark', 'wrld'], "did you mean 'world'"),
-    (['--model', 'truth', '--num_clip=3'], 'num_clip'),
+    (['--model', 'truth', '--num_clip=3'], "did you mean 'num_clips'"),
+    (['--model', 'truth', '--benchmark', 'basic', '--num_frames=5'], "did you mean 'scenes.num_frames'"),
+    (['--model', 'truth', '--benchmark', 'basic', '--num_clips=0'], 'num_clips=0; give at least 1'),
+    (['--model', 'truth', '--batch=0'], 'batch=0; give at least 1'),
+    (['--model', 'truth', '--seed=-2'], 'seed=-2; give at least 0'),
     (['--model', 'truth', '--guidance_scale=3'], 'makes nothing'),
     (['--model', 'truth', '--split=sen'], 'seen'),
     (['--model', 'nowhere'], 'no model'),
@@ -83,6 +87,13 @@ def test_what_cannot_be_is_refused_in_one_line(argv, message, capsys, tmp_path, 
   assert cli.main(['evaluate', *argv, '--output', str(tmp_path)]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count('\n') == 1
+
+
+def test_an_option_of_neither_is_refused_with_the_nearest_of_both(model_folder):
+  for name, option, nearest in (('world', 'num_clip', 'num_clips'), ('basic', 'num_frames', 'scenes.num_frames'),
+                                ('basic', 'guidance', 'guidance_scale')):
+    with pytest.raises(ValueError, match=f"unknown option {option}=5; did you mean '{nearest}'"):
+      evaluate.judged(str(model_folder), name, {option: 5})
 
 
 @pytest.mark.parametrize('kind', [PublishedModel, Cascade])

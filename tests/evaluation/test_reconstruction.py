@@ -9,6 +9,7 @@ import scipy.signal
 from veojax.evaluation import reconstruction
 from veojax.evaluation.benchmark import Subject
 from veojax.evaluation.reconstruction import Reconstruction
+from veojax.evaluation.world_benchmark import World
 from veojax.generation import codecs
 from veojax.types import Clip
 
@@ -101,3 +102,19 @@ def test_without_codecs_there_is_nothing_to_measure():
   assert Reconstruction().parts(Subject('truth')) == ()
   with pytest.raises(ValueError, match='truth has no codecs'):
     Reconstruction().fitted(Subject('truth'))
+
+
+class Exact:
+  """A codec of sound that loses nothing."""
+  sample_rate, channels = 8000, 1
+
+  def reconstruct(self, audio):
+    assert audio.shape[1] == self.channels
+    return audio
+
+
+def test_the_ceiling_is_that_of_the_codecs_rate_and_channels():
+  subject = Subject('exact', codecs=(None, Exact()))
+  bench = dataclasses.replace(Reconstruction(num_clips=1).fitted(subject), scenes=World(num_frames=17, sample_rate=16000))
+  truth, codec = (bench.rows(subject, part, [0])[part][0].values for part in ('truth', 'codec'))
+  assert truth['log_mel'] == codec['log_mel'] == 0 and truth['stft'] == codec['stft'] == 0

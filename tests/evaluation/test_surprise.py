@@ -1,9 +1,11 @@
 """Surprise: a loss that depends on the clip alone, and a measure that a model which knows the world would win."""
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
+from veojax import sharding
 from veojax.data import impossible
 from veojax.evaluation import surprise
 from veojax.evaluation.benchmark import Subject
@@ -86,3 +88,12 @@ def test_a_loss_of_content_alone_is_at_chance(subject, monkeypatch):
 def test_without_a_model_there_is_nothing_to_measure():
   with pytest.raises(ValueError, match='truth is no model'):
     BENCH.fitted(Subject('truth'))
+
+
+def test_on_whatever_mesh_it_is_the_same(subject):
+  """Of a model that another mesh has had before; also where the mesh does not divide a row's tokens of itself."""
+  clip, losses = BENCH.case(0).possible[0], []
+  for sizes, devices in (({}, 8), ({'data': 2, 'context': 4}, 8), ({'data': 1, 'context': 3}, 3)):
+    with sharding.use(sharding.MeshConfig(**sizes), jax.devices()[:devices]):
+      losses.append(surprise.loss(subject.model, clip, 2, (0, 5)))
+  assert losses[1] == pytest.approx(losses[0], rel=1e-5) and np.isfinite(losses[2])

@@ -205,10 +205,10 @@ def test_what_fails_in_one_process_leaves_the_others_work_as_it_is(model_folder,
 def test_whatever_a_cell_raises_ends_that_cell_alone(model_folder, whole, monkeypatch):
   subject = evaluate.subject
 
-  def of_some(name, options, batch):
+  def of_some(name, options, *rest):
     if options['guidance_scale'] == 3:
       raise AttributeError('nothing of the kind')
-    return subject(name, options, batch)
+    return subject(name, options, *rest)
   monkeypatch.setattr(evaluate, 'subject', of_some)
   outcomes = run(model_folder, whole[0])
   assert outcomes[0].scores == whole[1][0].scores and outcomes[1].error.startswith('AttributeError: nothing of the kind')
@@ -227,6 +227,35 @@ def test_a_benchmark_that_is_none_is_refused_before_any_cell(tmp_path):
   with pytest.raises(ValueError, match="no benchmark 'wrold'; did you mean 'world'"):
     sweep.sweep(['world'], {}, tmp_path / 'out', benchmark='wrold')
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_sweep(tmp_path, monkeypatch):
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match='file is a file; give a folder'):
+    sweep.sweep(['truth'], {}, tmp_path / 'file', show=False)
+
+  def full(path, text):
+    raise OSError('no space left')
+  monkeypatch.setattr(units, 'write', full)
+  with pytest.raises(OSError, match='no space left'):
+    sweep.sweep(['truth'], {}, tmp_path / 'out', options={**OPTIONS, 'num_clips': 1, 'num_frames': 5}, show=False)
+
+
+def test_a_grid_names_each_option_once_and_options_of_options_too(tmp_path):
+  with pytest.raises(ValueError, match='grid .seed=1., and seed has values already; give all at once'):
+    sweep.parse_grid(['seed=0', 'seed=1'])
+  options = {'num_clips': 1, 'scenes': {'num_frames': 5, 'height': 32, 'width': 32}}
+  outcomes = sweep.sweep(['truth'], sweep.parse_grid(['scenes.split=seen,pairs', 'scenes.fps=8']), tmp_path,
+                         benchmark='basic', options=options, show=False)
+  assert [o.benchmark.scenes.split for o in outcomes] == ['seen', 'pairs'] and not any(o.error for o in outcomes)
+  assert all((o.benchmark.scenes.num_frames, o.benchmark.scenes.fps) == (5, 8) for o in outcomes)
+  assert options == {'num_clips': 1, 'scenes': {'num_frames': 5, 'height': 32, 'width': 32}}
+
+
+def test_models_of_one_name_are_told_apart():
+  cells = sweep.cells(['one/world', 'two/world', 'two/other', 'two/other'], {'seed': [0, 1]})
+  assert [cell.name for cell in cells] == [f'{name} seed={seed}' for name in ('one/world', 'two/world', 'other')
+                                           for seed in (0, 1)]
 
 
 def test_seconds_are_those_of_the_models_own_clips(whole):
@@ -259,7 +288,7 @@ def of_sets(protocol: str, shift: float) -> sweep.Outcome:
   rows = {column: [Row(i, kept={'features': rng.normal(at, 1, (1, 3)).tolist()}) for i in range(32)]
           for column, at in (('made', shift), ('truth', 0.))}
   columns, scores = bench.read([rows])
-  return sweep.Outcome(sweep.Cell('model', (('protocol', protocol), ('shift', shift))), bench, calls=1 + int(shift),
+  return sweep.Outcome(sweep.Cell('model', (('protocol', protocol), ('shift', shift)), 'model'), bench, calls=1 + int(shift),
                        columns=columns, scores=scores)
 
 

@@ -115,3 +115,19 @@ def test_what_does_not_go_together_is_refused():
     World(split='count', levels=('L2',))
   with pytest.raises(ValueError, match='num_clips=0'):
     World(num_clips=0)
+
+
+class Exact:
+  """A codec that loses nothing."""
+  sample_rate, channels = 8000, 2
+
+  def reconstruct(self, x):
+    return x
+
+
+def test_codecs_get_sound_at_their_rate():
+  subject, heard = Subject('exact', codecs=(Exact(), Exact())), []
+  bench = dataclasses.replace(SMALL, num_clips=1, sample_rate=16000).fitted(subject)
+  bench.rows(subject, 'codec', [0], lambda column, index, clip: heard.append(clip))
+  truth = bench.case(0)
+  assert heard[0].sample_rate == 8000 and len(heard[0].audio) * 2 == len(truth.audio)

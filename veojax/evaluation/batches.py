@@ -19,14 +19,15 @@ Work = tuple[Unit, Subject, list[Wanted]]
 
 
 class Batches:
-  """Units on their way into a store. failed: keys of those of which something failed."""
+  """Units on their way into a store. failed: keys of those of which something failed. Its methods raise what keeps the
+  store from being written, and nothing else."""
 
   def __init__(self, store: Store):
     self.store, self.failed = store, set()
     self._waiting: dict[Hashable, list[Work]] = {}
 
   def run(self, unit: Unit, subject: Subject):
-    """At once, or when others fill a batch with it, or in `finish`. Raises nothing: what fails stands in the store."""
+    """At once, or when others fill a batch with it, or in `finish`. What fails stands in the store."""
     kind, wanted = self._shared(unit, subject)
     if not wanted:
       self._judge(unit, subject)
@@ -68,6 +69,8 @@ class Batches:
     try:
       self.store.run(unit, subject, clips=unit.first == 0 and unit.part == 'made', seconds=seconds)
     except Exception:  # whatever it is: it stands in the store and in the report, and the other cells do not suffer
+      if not self.store.failures([unit]):
+        raise
       self.failed.add(unit.key)
 
 

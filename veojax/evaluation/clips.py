@@ -11,7 +11,7 @@ from veojax.data import media, pipeline
 from veojax.evaluation import round_trip
 from veojax.evaluation.benchmark import Subject
 from veojax.generation.wanted import Wanted
-from veojax.training import heldout
+from veojax.training import heldout, latents
 from veojax.types import Clip
 
 WORLD = 'world'
@@ -22,22 +22,29 @@ def _dataset(data: str):
   return heldout.split(data)
 
 
+@functools.lru_cache(2)
+def _fingerprint(data: str) -> str:
+  return latents.fingerprint(_dataset(data))
+
+
+def identity(bench) -> str:
+  """What tells the data set of a benchmark from another one that is prepared in its place; '' where it has none."""
+  return '' if getattr(bench, 'data', WORLD) == WORLD else _fingerprint(bench.data)
+
+
 def fitted(bench, subject: Subject, **changes):
   """The benchmark with scenes of its seed and of the subject's sizes. bench has `data`, 'world' or a prepared data set,
-  whose held-out split is taken; `scenes`, a World; and `seed`."""
+  whose held-out split is taken; `scenes`, a World; and `seed`. ValueError where there are not as many clips."""
+  if bench.data != WORLD and (held := len(_dataset(bench.data))) < bench.num_clips:
+    raise ValueError(f'{bench.data} holds {held} clips to measure on, and {bench.num_clips} are asked for; set '
+                     f'num_clips={held}, or prepare more')
   scenes = dataclasses.replace(bench.scenes, seed=bench.seed).fitted(subject)
   return dataclasses.replace(bench, scenes=scenes, **changes)
 
 
 def truth(bench, index: int) -> Clip:
-  """The true clip of this number. ValueError where there are not as many."""
-  if bench.data == WORLD:
-    return bench.scenes.case(index)
-  dataset = _dataset(bench.data)
-  if index >= len(dataset):
-    raise ValueError(f'{bench.data} holds {len(dataset)} clips to measure on, and clip {index} is asked for; '
-                     f'set num_clips={len(dataset)}, or prepare more')
-  return dataset[index]
+  """The true clip of this number, of a benchmark that is fitted."""
+  return bench.scenes.case(index) if bench.data == WORLD else _dataset(bench.data)[index]
 
 
 def parts(subject: Subject) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pathlib
+from collections.abc import Collection
 
 import jax
 from rich import console, progress, table
@@ -63,16 +64,32 @@ def _loaded(name: str):
   return models.load(name)
 
 
-def subject(name: str, options: dict, batch: int = BATCH) -> Subject:
-  """A model by its name; 'truth' is none, 'roundtrip' the world's codecs alone. ValueError for what it cannot do."""
+def subject(name: str, options: dict, batch: int = BATCH, known: Collection[str] = ()) -> Subject:
+  """A model by its name; 'truth' is none, 'roundtrip' the world's codecs alone. known: options of the benchmark, among
+  which an error looks for the nearest too. ValueError for what the model cannot do."""
   if name in ('truth', 'roundtrip'):
     if options:
-      raise ValueError(f'{", ".join(options)} with the model {name!r}, which makes nothing; leave it out')
+      hint = f', or give an option of the benchmark ({door.nearest(next(iter(options)), known)})' if known else ''
+      raise ValueError(f'{", ".join(options)} with the model {name!r}, which makes nothing; leave it out{hint}')
     both = tuple(codecs.load('world', kind) for kind in codecs.KINDS) if name == 'roundtrip' else (None, None)
     return Subject(name, codecs=both, batch=batch)
   model = _loaded(name)
-  model.sampling(options)  # refuses what it does not know
+  settings = {setting for setting in vars(model.sampling({})) if f'scenes.{setting}' not in known}
+  for option, value in options.items():
+    if option not in settings:
+      raise ValueError(f'unknown option {option}={value!r}; {door.nearest(option, settings.union(known))}')
+  model.sampling(options)  # refuses values
   return Subject(name, model, (model.video_codec, model.audio_codec), options, batch)
+
+
+def judged(model: str, name: str, options: dict, batch: int = BATCH) -> tuple[Subject, Benchmark]:
+  """A model, and the benchmark of a name fitted to it. options: of either. ValueError for what cannot be."""
+  known, options = fields(name), dict(options)
+  asked = {option: options.pop(option) for option in list(options) if option in known}
+  if 'scenes' in known and asked.get('data', 'world') == 'world':  # the clips' sizes are those of the scenes
+    known |= {f'scenes.{size.name}' for size in dataclasses.fields(models.ClipConfig)}
+  one = subject(model, options, batch, known)
+  return one, benchmark(name, asked).fitted(one)
 
 
 def local_mesh():
@@ -87,23 +104,20 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
   options of `Model.generate`. Several processes share out the units, and the first writes the report.
 
   Raises ValueError for what cannot be, and where OUTPUT does not hold the units of all processes."""
-  known, options = fields(benchmark_name), dict(options or {})
-  asked = {name: options.pop(name) for name in list(options) if name in known}
   store = units.Store(output)
   with local_mesh():
-    judged = subject(model, options, batch)
-    bench = benchmark(benchmark_name, asked).fitted(judged)
-    work = units.split(benchmark_name, bench, judged)
-    keep = next(p for p in ('made', 'codec', 'truth') if p in bench.parts(judged))
+    one, bench = judged(model, benchmark_name, options or {}, batch)
+    work = units.split(benchmark_name, bench, one)
+    keep = next(p for p in ('made', 'codec', 'truth') if p in bench.parts(one))
     own = work[jax.process_index()::jax.process_count()]
     for unit in progress.track(own, model, disable=not show or not processes.is_first()):
       if not store.done(unit):
-        store.run(unit, judged, clips=unit.part == keep)
+        store.run(unit, one, clips=unit.part == keep)
   processes.wait()
   if missing := [unit.file for unit in work if not store.done(unit)]:
     raise ValueError(f'{len(missing)} of {len(work)} units, such as {missing[0]}, are not in {output}; give an '
                      '--output that the hosts of all processes share, and start again')
-  result = Result(benchmark_name, bench, judged, *bench.read(store.rows(work)), store.seconds(work),
+  result = Result(benchmark_name, bench, one, *bench.read(store.rows(work)), store.seconds(work),
                   pathlib.Path(output) / 'report.html')
   key = next(unit.key for unit in work if unit.part == keep)
   if not processes.is_first():

@@ -49,7 +49,13 @@ class FAD(set_distance.SetBenchmark):
 
   def fitted(self, subject: Subject) -> 'FAD':
     load(self.weights, self.allow_unknown_weights)
-    return clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
+    if subject.model is not None and subject.model.audio_codec is None:
+      raise ValueError(f'{subject.name} makes no sound to measure; give a model that does')
+    fitted = clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
+    if self.data == clips.WORLD and not len(EXAMPLES[self.protocol](mono(clips.truth(fitted, 0)))):
+      raise ValueError(f'scenes.num_frames={fitted.scenes.num_frames}, scenes.fps={fitted.scenes.fps}: sounds too short '
+                       f'for a window of protocol {self.protocol!r}; give more frames')
+    return fitted
 
   @property
   def METRICS(self) -> dict[str, Metric]:

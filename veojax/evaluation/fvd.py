@@ -79,7 +79,11 @@ class FVD(set_distance.SetBenchmark):
 
   def fitted(self, subject: Subject) -> 'FVD':
     load(self.weights, self.allow_unknown_weights)
-    return clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
+    fitted = clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
+    if self.data == clips.WORLD and fitted.window(clips.truth(fitted, 0).video, 0, False) is None:
+      raise ValueError(f'scenes.num_frames={fitted.scenes.num_frames}: clips too short for num_frames={self.num_frames}, '
+                       f'stride={self.stride}; give more frames, or look at fewer')
+    return fitted
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)

@@ -61,10 +61,9 @@ class Reconstruction(benchmark.Benchmark):
     lpips = _lpips(self.lpips_weights, self.lpips_heads) if self.lpips_weights else None
     rows = {part: []} | ({'shuffled': []} if part == 'codec' and self.num_clips > 1 else {})
     for i in indices:
-      true = clips.truth(self, i)
+      true = clips.adapted(clips.truth(self, i), subject.codecs[1])
       made = clips.through(true, subject) if part == 'codec' else true
       keep(part, i, made)
-      true = clips.adapted(true, subject.codecs[1])
       rows[part].append(Row(i, true.text, values=measure(made, true, lpips)))
       if 'shuffled' in rows:
         other = clips.truth(self, (i + 1) % self.num_clips)

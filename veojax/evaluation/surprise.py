@@ -108,7 +108,7 @@ def loss(model, clip: Clip, draws: int, keys: tuple[int, ...]) -> float:
     mesh = jax.sharding.get_mesh()
     tokens = Tokens(*(jax.device_put(x, sharding.named(mesh, spec))
                       for x, spec in zip(rows(model, clip, draws), dit.TOKEN_SPECS)))
-    value, _ = _loss(model.dit, tokens, key, model.config.objective)
+    value, _ = _loss(model.laid_out(), tokens, key, model.config.objective)
     return float(value)
 
 
@@ -127,10 +127,12 @@ def rows(model, clip: Clip, draws: int) -> Tokens:
   if model.audio_codec is not None and clip.audio is not None:
     canvas.audio, canvas.heard = clip.audio, np.zeros(len(clip.audio), bool)
   latent = canvas.latents(model.video_codec, model.audio_codec, keep_unknown=True)
-  max_text = model.config.max_text
+  max_text, parts = model.config.max_text, sharding.size('context')
+  whole = lambda length, step: math.ceil(length / step) * step
   latent = latent._replace(text_ids=model.tokenizer.encode('', max_text))
-  pack = packing.PackConfig(row_tokens=math.ceil((latent.num_tokens + max_text) / ROW_STEP) * ROW_STEP,
-                            text_tokens=max_text, max_clips=1, max_text=max_text, channels=model.config.dit.channels)
+  pack = packing.PackConfig(row_tokens=whole(latent.num_tokens + max_text, math.lcm(ROW_STEP, parts)),
+                            text_tokens=whole(max_text, parts), max_clips=1, max_text=max_text,
+                            channels=model.config.dit.channels)
   every = [packing.pack([latent], pack)] * draws
   every += [packing.empty_row(pack)] * (-draws % sharding.num_row_parts())
   return Tokens(*(np.stack(x) for x in zip(*every)))

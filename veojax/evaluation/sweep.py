@@ -8,6 +8,8 @@ programs, and units of them that are less than a batch are made in one call of t
 is fold_in(seed, i), so a table is the same from any number of processes, and after any number of kills.
 """
 import ast
+import collections
+import copy
 import dataclasses
 import itertools
 import pathlib
@@ -15,6 +17,7 @@ import pathlib
 import jax
 from rich import progress
 
+from veojax import arguments
 from veojax.evaluation import evaluate, sweep_report, units
 from veojax.evaluation.batches import Batches
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
@@ -24,13 +27,14 @@ from veojax.models import run_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One line of the table: a model, and what of the grid it has."""
+  """One line of the table: a model, and what of the grid it has. title: of the model, which no other model has."""
   model: str
   settings: tuple[tuple[str, object], ...]
+  title: str
 
   @property
   def name(self) -> str:
-    return ' '.join([run_checkpoint.title(self.model), *(f'{k}={v}' for k, v in self.settings)])
+    return ' '.join([self.title, *(f'{k}={v}' for k, v in self.settings)])
 
 
 @dataclasses.dataclass
@@ -54,26 +58,33 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     name, given, values = word.partition('=')
     if not given or not values:
       raise ValueError(f'grid {word!r}; give name=value,value,...')
+    name = name.replace('-', '_')
+    if name in grid:
+      raise ValueError(f'grid {word!r}, and {name} has values already; give all at once: {name}=value,value,...')
     try:
-      grid[name.replace('-', '_')] = list(ast.literal_eval(f'[{values}]'))
+      grid[name] = list(ast.literal_eval(f'[{values}]'))
     except (ValueError, SyntaxError):
-      grid[name.replace('-', '_')] = values.split(',')
+      grid[name] = values.split(',')
   return grid
 
 
 def cells(models: list[str], grid: dict[str, list]) -> list[Cell]:
-  """All combinations. What stands first in the grid varies slowest."""
-  return [Cell(model, tuple(zip(grid, values))) for model in models for values in itertools.product(*grid.values())]
+  """All combinations. What stands first in the grid varies slowest. Models whose titles are equal have their whole names
+  for titles."""
+  titles = {model: run_checkpoint.title(model) for model in models}
+  counts = collections.Counter(titles.values())
+  return [Cell(model, tuple(zip(grid, values)), title if counts[title] == 1 else model)
+          for model, title in titles.items() for values in itertools.product(*grid.values())]
 
 
 def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, Subject | None]:
   """The work of a cell. What cannot be (a model that is not there, a setting that is refused) ends the cell here."""
-  known, options = evaluate.fields(name), {**options, **dict(cell.settings)}
-  asked = {key: options.pop(key) for key in list(options) if key in known}
+  options = copy.deepcopy(options)
   try:
-    subject = evaluate.subject(cell.model, options, batch)
-    bench = evaluate.benchmark(name, asked).fitted(subject)
-    calls = subject.model.network_calls(subject.model.sampling(options)) if subject.model is not None else 0
+    for option, value in cell.settings:
+      arguments.put(options, option, value)
+    subject, bench = evaluate.judged(cell.model, name, options, batch)
+    calls = subject.model.network_calls(subject.model.sampling(subject.options)) if subject.model is not None else 0
     return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
   except Exception as error:  # it stands in the report, and the other cells do not suffer
     return Outcome(cell, error=units.told(error)), None

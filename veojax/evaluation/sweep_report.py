@@ -17,7 +17,6 @@ from veojax import config as door
 from veojax.evaluation import benchmark, page, report, units
 from veojax.evaluation.benchmark import Row
 from veojax.generation import export
-from veojax.models import run_checkpoint
 
 BESTS = {'higher': max, 'lower': min, 'zero': lambda values, key: min(values, key=lambda v: abs(key(v)))}
 PLOTS = 6  # of quality against cost
@@ -157,13 +156,13 @@ def plots(outcomes: list, names: list[str], metrics: dict):
   rows = -(-max(1, len(names)) // columns)
   figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
   for ax, name in zip(axes.flat, names):
-    for model in dict.fromkeys(o.cell.model for o in outcomes):
+    for title in dict.fromkeys(o.cell.title for o in outcomes):
       there = [(o.calls, s) for o in outcomes
-               if o.cell.model == model and (s := o.scores.get(name, {}).get(judged(o)))]
+               if o.cell.title == title and (s := o.scores.get(name, {}).get(judged(o)))]
       if there:
         value = np.array([s.value for _, s in there])
         ends = np.abs(np.array([(s.low, s.high) for _, s in there]).T - value)
-        ax.errorbar([c for c, _ in there], value, yerr=ends, fmt='o', alpha=.7, label=run_checkpoint.title(model))
+        ax.errorbar([c for c, _ in there], value, yerr=ends, fmt='o', alpha=.7, label=title)
     points = [(o.calls, s.value) for o in outcomes if (s := o.scores.get(name, {}).get(judged(o)))]
     if metrics[name].better and points:
       best = [points[i] for i in front(points, metrics[name].better)]

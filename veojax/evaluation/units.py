@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from veojax import config as door
 from veojax import files
+from veojax.evaluation import clips as measured
 from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
 from veojax.generation.export import Sample
 from veojax.types import Clip
@@ -38,6 +39,8 @@ class Unit:
 def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
   """Sixteen hex digits that change with anything that the rows of this part depend on."""
   told = {'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part, 'alone': subject.model is None}
+  if data := measured.identity(benchmark):
+    told['data'] = data
   if part != 'truth':
     told['codecs'] = [codec and codec.whole_hash() for codec in subject.codecs]
   if part == 'made':
@@ -51,8 +54,12 @@ def settings(subject: Subject) -> dict:
 
 
 def split(name: str, benchmark: Benchmark, subject: Subject) -> list[Unit]:
-  """All units of a subject under a benchmark that is fitted to it, of a batch each."""
+  """All units of a subject under a benchmark that is fitted to it, of a batch each. ValueError where there are none, or
+  the seed is negative."""
   num, size = benchmark.num_clips, subject.batch
+  for told, value, least in (('num_clips', num, 1), ('batch', size, 1), ('seed', benchmark.seed, 0)):
+    if value < least:
+      raise ValueError(f'{told}={value}; give at least {least}')
   return [Unit(benchmark, part, key(name, benchmark, subject, part), first, min(first + size, num))
           for part in benchmark.parts(subject) for first in range(0, num, size)]
 
@@ -62,6 +69,8 @@ class Store:
 
   def __init__(self, folder):
     self.folder = files.on_disk(folder, 'a report')
+    if self.folder.exists() and not self.folder.is_dir():
+      raise ValueError(f'{self.folder} is a file; give a folder for the report')
 
   def done(self, unit: Unit) -> bool:
     return self._path(unit).exists()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from veojax.data import world, world_clip
-from veojax.evaluation import benchmark, frechet, round_trip, world_judge, world_state
+from veojax.evaluation import benchmark, clips, frechet, round_trip, world_judge, world_state
 from veojax.evaluation.benchmark import Metric, Row, Score, Subject
 from veojax.evaluation.world_judge import Seen
 from veojax.generation import tasks
@@ -93,11 +93,12 @@ class World(benchmark.Benchmark):
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     truths = [self.case(i) for i in indices]
-    clips = {'truth': lambda: truths, 'made': lambda: subject.make(self._wanted(truths, indices)),
-             'codec': lambda: [round_trip.through(t, *subject.codecs) for t in truths]}[part]()
+    through = lambda clip: round_trip.through(clips.adapted(clip, subject.codecs[1]), *subject.codecs)
+    found = {'truth': lambda: truths, 'made': lambda: subject.make(self._wanted(truths, indices)),
+             'codec': lambda: [through(truth) for truth in truths]}[part]()
     against_record = part != 'made' or self.given != 'nothing'
     rows = {part: []}
-    for i, clip, truth in zip(indices, clips, truths):
+    for i, clip, truth in zip(indices, found, truths):
       keep(part, i, clip)
       seen = world_judge.see(clip)
       values = world_judge.judge(seen, truth, against_record=against_record)
