@@ -25,9 +25,9 @@ $veojax train --config configs/world/model.py --workdir "$folder/small_run" --co
   --config.start="${START:-}" --config.pack.row_tokens=176 --config.pack.groups_per_clip=14 --config.clip.height=48 \
   --config.clip.width=48 --config.clip.num_frames=17 --config.optimizer.learning_rate=2e-3 \
   --config.optimizer.warmup_steps=50 --config.loop.num_steps="${SMALL_STEPS:-2200}"
-world data "${CLIPS:-6000}"
+world data "${CLIPS:-20000}"
 $veojax train --config configs/world/model.py --workdir "$folder/run" --config.data="$folder/data" \
-  --config.start="$folder/small_run" --config.loop.num_steps="${STEPS:-700}"
+  --config.start="$folder/small_run" --config.loop.num_steps="${STEPS:-4500}"
 .venv/bin/python -m veojax.generation.shipped "$folder/run" "$folder/model"
 
 # What the tests hold the model to, then the table of its card.
