@@ -8,7 +8,8 @@ on these, scores and exports. The last training by hand:
   veojax train --config configs/world/model.py --workdir runs/world/run --config.data=runs/world/data \
     --config.start=runs/world/small_run
 
-Hardware: two cores of a CPU, a second a step of the first training and two of the last: three and a half hours in all.
+Hardware: two cores of a CPU. A step of the first training took 1.4 s and one of the last 2 s, beside other jobs: about three
+and a half hours in all.
 
 A row holds one clip, its two stills and its caption. A token of the picture is 2×2 latents of the codec: a quarter of the
 tokens, so nearly four times the clips in the same minutes.
@@ -31,8 +32,8 @@ def get_config():
           'dtype': 'float32'},
       'pack': {'row_tokens': 312, 'text_tokens': 84, 'max_clips': 1, 'max_text': 84, 'channels': 64,
                'groups_per_clip': 22},
-      # How many things there are, and where, is decided where the noise is many times the signal: thousands of latents tell
-      # of one of them. Levels that are not shifted hardly train there.
+      # How many things there are, and where, is decided where the noise is many times the signal, since thousands of
+      # latents tell of one of them. Levels that are not shifted hardly train there.
       'loss': {'timesteps': 'logit_normal', 'video_shift': 6.0, 'audio_shift': 3.0, 'audio_weight': 0.5},
       'sampling': {'num_inference_steps': 24, 'guidance_scale': 2.5, 'video_shift': 6.0, 'audio_shift': 3.0},
       'clip': {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16.0},

@@ -288,8 +288,8 @@ def of_sets(protocol: str, shift: float) -> sweep.Outcome:
   rows = {column: [Row(i, kept={'features': rng.normal(at, 1, (1, 3)).tolist()}) for i in range(32)]
           for column, at in (('made', shift), ('truth', 0.))}
   columns, scores = bench.read([rows])
-  return sweep.Outcome(sweep.Cell('model', (('protocol', protocol), ('shift', shift)), 'model'), bench, calls=1 + int(shift),
-                       columns=columns, scores=scores)
+  cell = sweep.Cell('model', (('protocol', protocol), ('shift', shift)), 'model')
+  return sweep.Outcome(cell, bench, calls=1 + int(shift), columns=columns, scores=scores)
 
 
 def test_a_sweep_of_distances_of_sets_shows_all_of_them_and_marks_what_differs(tmp_path):

@@ -24,7 +24,8 @@ def test_functions_and_commands_expand(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name, words', [
-    ('nowhere:f', 'nowhere'), ('os:nothing', 'nothing'), ('os:name', 'no function'), ('', 'cannot be run'), ('/nowhere/command', 'cannot be run'),
+    ('nowhere:f', 'nowhere'), ('os:nothing', 'nothing'), ('os:name', 'no function'),
+    ('', 'cannot be run'), ('/nowhere/command', 'cannot be run'),
     (f'{sys.executable} -c "raise SystemExit(3)"', 'ended with 3')])
 def test_what_cannot_expand_is_named(name, words):
   with pytest.raises(ValueError, match=words):

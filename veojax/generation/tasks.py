@@ -57,14 +57,17 @@ class Given:
 NAMES = tuple(f.name for f in dataclasses.fields(Given))
 
 
+LIMITS = {  # (kind, below and above what it must lie, what to give) of what `generate` is asked for
+    'fps': (numbers.Real, 1e-3, math.inf, 'a number above 0.001'),
+    'seed': (numbers.Integral, -2 ** 63 - 1, 2 ** 63, 'a whole number of at most 64 bits'),
+    'first_index': (numbers.Integral, -1, 2 ** 32, 'a whole number, 0 for the first')}
+COUNT = (numbers.Integral, 0, math.inf, 'a positive whole number')
+
+
 def check(asked: dict[str, Any]):
-  """Raises ValueError for a seed or a size of a clip that cannot be."""
+  """Raises ValueError for what cannot be of num_frames, height and width (pixels), fps (1/s), seed and first_index."""
   for name, value in asked.items():
-    kind, low, high, remedy = {
-        'fps': (numbers.Real, 1e-3, math.inf, 'a number above 0.001'),
-        'seed': (numbers.Integral, -2 ** 63 - 1, 2 ** 63, 'a whole number of at most 64 bits'),
-        'first_index': (numbers.Integral, -1, 2 ** 32, 'a whole number, 0 for the first'),
-    }.get(name, (numbers.Integral, 0, math.inf, 'a positive whole number'))
+    kind, low, high, remedy = LIMITS.get(name, COUNT)
     if not isinstance(value, kind) or isinstance(value, bool) or not low < value < high:
       raise ValueError(f'{name}={value!r}; give {remedy}')
 
