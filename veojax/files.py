@@ -6,6 +6,7 @@ folder. Data sets are read by array_record, which knows only files: mount their 
 import contextlib
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def writing(name: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A file to be written, on a disk and with the same ending, that becomes `name`, whole or not at all."""
   target = path(name)
   with tempfile.TemporaryDirectory() if is_remote(target) else contextlib.nullcontext(target.parent) as folder:
-    draft = pathlib.Path(folder) / f'{target.stem}.{os.getpid()}.partial{target.suffix}'
+    # Other processes, of other machines that share the disk too, may be writing the same file.
+    draft = pathlib.Path(folder) / f'{target.stem}.{platform.node()}.{os.getpid()}.partial{target.suffix}'
     try:
       yield draft
       if is_remote(target):

@@ -5,6 +5,8 @@ logit(t) = log(t / (1 - t)) it is a translation by log s, so shifts compose by m
 mean m shifted by s is the logit-normal of mean m + log s. Larger clips need a larger shift: their neighbouring tokens
 repeat each other, so the same noise hides less. Picture and sound each have their own.
 """
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,22 @@ def shift(t: Float[Array, '...'], s: float | int | Float[Array, '...']) -> Float
   return _shift(t, s)
 
 
+def within(t: Any, begin: Any, end: Any) -> Any:
+  """The time of what goes from 1 to 0 while t falls from `begin` to `end`, and rests before and after. Arrays that
+  broadcast; begin = 1 and end = 0 is t itself."""
+  return ((t - end) / (begin - end)).clip(0, 1)
+
+
+def check_lag(lag: float):
+  if not 0 <= lag < 1:
+    raise ValueError(f'audio_lag={lag}; give a share of the time, from 0 (sound and picture keep step) to below 1')
+
+
+def part(is_late: Any, lag: Any) -> tuple[Any, Any]:
+  """(begin, end), as of `within`, of what lags behind the rest by `lag`, a share of the time, and of the rest."""
+  return 1 - lag * is_late, lag * ~is_late
+
+
 def shift_for_tokens(num_tokens: int | Int[Array, '...'], *, min_tokens: int = 1024, max_tokens: int = 4096,
                      min_log_shift: float = 0.95, max_log_shift: float = 2.05,
                      limit: float = 12.0) -> Float[Array, '...']:
@@ -74,11 +92,12 @@ def _spaced(num_steps: int, spacing: str) -> np.ndarray:
 
 
 def levels(num_steps: int, shift: float | int | Float[Array, '*d'] | Float[np.ndarray, '*d'] = 1.0,
-           spacing: str = 'uniform') -> Float[Array, 'steps *d']:
+           spacing: str = 'uniform', begin: Any = 1.0, end: Any = 0.0) -> Float[Array, 'steps *d']:
   """The schedule of `num_steps` steps: float32[num_steps + 1, ...], falling from exactly 1 to exactly 0, then shifted.
 
   With an array of shifts every element has its own schedule, the steps in front: shifts [B, L, 1] give
-  [steps + 1, B, L, 1].
+  [steps + 1, B, L, 1]. begin, end: the part of the way in which it falls, as of `within`; numbers, or of the shifts'
+  shape.
 
   uniform: equal steps in t (with EDM, the levels of Karras et al. 2022, eq. 5).
   quadratic: t = u^2 with equal steps in u (Song et al. 2020, appendix D.2): equal steps in sigma at the data end of VP.
@@ -91,6 +110,7 @@ def levels(num_steps: int, shift: float | int | Float[Array, '*d'] | Float[np.nd
   if not isinstance(shift, jax.core.Tracer) and not np.all(np.asarray(shift) > 0):
     raise ValueError(f'shift is {shift}; give a positive number, 1 for none')
   t = _spaced(num_steps, spacing).reshape((-1,) + (1,) * np.ndim(shift))
+  t = within(t, begin, end)
   s = shift[None] if np.ndim(shift) else shift
   return jnp.asarray(_shift(t, s), jnp.result_type(float))
 

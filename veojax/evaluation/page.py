@@ -5,6 +5,7 @@ import html
 import os
 import pathlib
 
+from veojax import files
 from veojax.data import shown_clip
 from veojax.generation import export
 from veojax.types import Clip
@@ -94,13 +95,11 @@ class Page:
     self.parts.append(f'<div class="grid">{"".join(cards)}</div>')
 
   def write(self, path):
-    path = pathlib.Path(path)
-    partial = path.with_suffix('.partial')
-    partial.write_text('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-                       f'<title>{html.escape(self.title)}</title>'
-                       f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-                       + '\n'.join(self.parts) + f'<script>{SORTING}</script></body></html>', encoding='utf-8')
-    os.replace(partial, path)
+    text = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<title>{html.escape(self.title)}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+            + '\n'.join(self.parts) + f'<script>{SORTING}</script></body></html>')
+    files.write(path, text.encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import time
 import traceback
@@ -128,6 +127,4 @@ def told(error: Exception) -> str:
 def write(path: pathlib.Path, text: str):
   """A whole file or none; a second process that writes the same one at once does no harm."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
+  files.write(path, text.encode())

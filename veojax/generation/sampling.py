@@ -37,6 +37,7 @@ class SamplingConfig:
   guidance_interval: tuple[float, float] | None = None  # noise levels (low, high] that are guided; None: all
   video_shift: float = 1.0
   audio_shift: float = 1.0
+  audio_lag: float = 0.0  # of the time, how far the sound is behind the picture, where both are made
   spacing: Literal['uniform', 'quadratic', 'linear_quadratic'] = 'uniform'
   strength: float = 1.0  # the level to begin at, from what stands there: below 1 an edit (Meng et al. 2022, SDEdit)
 
@@ -48,6 +49,7 @@ class SamplingConfig:
     for name in ('video_shift', 'audio_shift'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)}; give a positive number, 1 for none')
+    timesteps.check_lag(self.audio_lag)
     if not 0 <= self.guidance_rescale <= 1:
       raise ValueError(f'guidance_rescale={self.guidance_rescale}; give 0 (none) to 1')
 
@@ -57,10 +59,10 @@ def schedule(tokens: Tokens, configs: Sequence[SamplingConfig]) -> Float[Array, 
   one a row, of one `kind`."""
   modality_BL1 = np.asarray(tokens.modality)[..., None]
   given_BL1 = np.take_along_axis(np.asarray(tokens.group_level), np.asarray(tokens.group), 1)[..., None] == GIVEN
-  audio_B11, video_B11 = (np.array([getattr(config, name) for config in configs], np.float32)[:, None, None]
-                          for name in ('audio_shift', 'video_shift'))
+  audio_B11, video_B11, lag_B11 = (np.array([getattr(config, name) for config in configs], np.float32)[:, None, None]
+                                   for name in ('audio_shift', 'video_shift', 'audio_lag'))
   one, shift = configs[0], np.where(modality_BL1 == AUDIO, audio_B11, video_B11)
-  made = timesteps.levels(one.num_inference_steps, shift, one.spacing)
+  made = timesteps.levels(one.num_inference_steps, shift, one.spacing, *timesteps.part(modality_BL1 == AUDIO, lag_B11))
   return jnp.where(((modality_BL1 >= AUDIO) & ~given_BL1)[None], one.strength * made, 0.0)
 
 
@@ -79,9 +81,13 @@ def scales(modality_BL, configs: Sequence[SamplingConfig]) -> list[Float[Array, 
 
 
 def for_clip(clip: LatentClip, config: SamplingConfig) -> SamplingConfig:
-  """The config without guidance between picture and sound where a clip does not have both."""
-  both = clip.video is not None and clip.audio is not None
-  return config if both else dataclasses.replace(config, modality_guidance_scale=1.0)
+  """The config without guidance between picture and sound where a clip does not have both, and without a lag of the
+  sound where not both are made."""
+  parts = (clip.video, clip.video_given), (clip.audio, clip.audio_given)
+  if any(latent is None for latent, _ in parts):
+    config = dataclasses.replace(config, modality_guidance_scale=1.0)
+  made = all(latent is not None and (given is None or not given.all()) for latent, given in parts)
+  return config if made else dataclasses.replace(config, audio_lag=0.0)
 
 
 def network_calls(config: SamplingConfig) -> int:
@@ -98,7 +104,7 @@ def program(config: SamplingConfig) -> SamplingConfig:
 def kind(config: SamplingConfig) -> Hashable:
   """Equal for configs whose rows one call may denoise: all of a config but how large its scales and shifts are."""
   own = {'guidance_scale': 1., 'audio_guidance_scale': None, 'modality_guidance_scale': 1., 'video_shift': 1.,
-         'audio_shift': 1.}
+         'audio_shift': 1., 'audio_lag': 0.}
   return dataclasses.replace(config, **own), tuple(away_from(config))
 
 
