@@ -64,6 +64,16 @@ def test_every_token_may_have_a_schedule_of_its_own():
   np.testing.assert_allclose(timesteps.levels(6, np.asarray(shifts)), levels, rtol=1e-6)
 
 
+def test_what_lags_rests_at_noise_first_and_the_rest_at_data_last():
+  late = np.array([False, True])
+  lagging = lambda lag: np.asarray(timesteps.levels(20, np.array([6.0, 3.0]), 'uniform', *timesteps.part(late, lag)))
+  first, later = lagging(0.4).T
+  ahead = np.asarray(timesteps.levels(12, 6.0))
+  np.testing.assert_allclose(first, [*ahead, *np.zeros(8)], atol=1e-6)
+  np.testing.assert_allclose(later, [*np.ones(8), *timesteps.levels(12, 3.0)], atol=1e-6)
+  np.testing.assert_array_equal(lagging(0.0), timesteps.levels(20, np.array([6.0, 3.0])))
+
+
 def test_stretch_moves_the_last_but_one():
   levels = timesteps.levels(8, 7.0)
   out = timesteps.stretch(levels, 0.1)
@@ -77,6 +87,7 @@ def test_stretch_moves_the_last_but_one():
     (lambda: timesteps.levels(0), 'num_steps is 0'),
     (lambda: timesteps.levels(4, -1.0), 'shift is -1.0'),
     (lambda: timesteps.levels(4, 1.0, 'karras'), "no spacing 'karras'; choose one of uniform"),
+    (lambda: timesteps.check_lag(1.0), 'audio_lag=1.0; give a share'),
     (lambda: timesteps.logit_normal(jax.random.key(0), (2,), 0.0, 0.0), 'std=0.0'),
     (lambda: timesteps.stretch(timesteps.levels(4), 1.5), 'terminal is 1.5')])
 def test_bad_arguments_are_refused(call, message):

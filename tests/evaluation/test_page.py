@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,3 +87,12 @@ def test_a_click_on_a_heading_sorts_by_number_or_by_words_and_another_turns_it(t
   shown = json.loads(subprocess.run(['node', '-e', program], capture_output=True, text=True, check=True).stdout)
   # What has no number comes last, whichever way.
   assert [''.join(names) for names in shown] == ['cbda', 'dbca', 'abcd', 'dcba']
+
+
+def test_several_processes_write_one_page(tmp_path):
+  program = ("import sys\nfrom veojax.evaluation import page\nout = page.Page('A', 'b')\n"
+             "for _ in range(300):\n  out.write(sys.argv[1])")
+  path = tmp_path / 'report.html'
+  writers = [subprocess.Popen([sys.executable, '-c', program, str(path)]) for _ in range(2)]
+  assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
+  assert path.read_text().endswith('</html>') and [p.name for p in tmp_path.iterdir()] == ['report.html']

@@ -61,6 +61,21 @@ def test_what_is_sampled(scale):
     np.testing.assert_allclose(got, apart if scale == 0 else k, atol=0.01)
 
 
+@pytest.mark.parametrize('lag', [0.3, 0.5])
+def test_sound_that_lags_is_of_the_same_world(lag):
+  latents, _, time, _ = sample(1.0, audio_lag=lag, num_inference_steps=64)
+  np.testing.assert_allclose(latents @ latents.T / world.CHANNELS, world.covariance(time), atol=0.12)
+
+
+def test_sound_lags_where_both_are_made():
+  config = sampling.SamplingConfig(audio_lag=0.4)
+  clip = LatentClip(np.zeros((2, 1, 1, 1), np.float32), np.zeros((3, 1), np.float32))
+  beginning = clip._replace(video_given=np.array([True, False])[:, None, None])
+  given = clip._replace(audio_given=np.ones(3, bool))
+  lag = lambda clip: sampling.for_clip(clip, config).audio_lag
+  assert [lag(clip), lag(beginning), lag(given), lag(clip._replace(audio=None))] == [0.4, 0.4, 0, 0]
+
+
 def test_in_turn_is_as_together():
   np.testing.assert_allclose(sample(2.5)[0], sample(2.5, guidance_in_turn=True)[0], atol=1e-3)
 

@@ -116,6 +116,40 @@ def test_levels_belong_to_segments_and_modalities(joint):
   assert abs(audio.mean() - 0.5) < 0.05 and abs(unshifted.mean() - 0.5) < 0.05
 
 
+def test_sound_lags_behind_the_picture_where_both_are_made():
+  rng = np.random.default_rng(5)
+  both = latent_clip.LatentClip(video=rng.normal(size=(2, 2, 2, 4)).astype('f'), audio=rng.normal(size=(3, 6)).astype('f'),
+                                text_ids=[2], fps=8.0, height=16, width=16, temporal_compression=4,
+                                spatial_compression=8, latent_rate=25.0)
+  given = both._replace(video_given=np.ones((2, 2, 2), bool))
+  tokens = Tokens(*(np.stack([x] * 4096) for x in packing.pack([both, given], PACK)))
+  config = LossConfig(timesteps='uniform', audio_lag=0.4, audio_shift=3.0)
+  levels = np.take_along_axis(np.asarray(losses.draw_levels(jax.random.key(0), tokens, config)), tokens.group, 1)
+  of = lambda segment, modality: levels[:, (tokens.segment[0] == segment) & (tokens.modality[0] == modality)][:, 0]
+  picture, sound, alone = of(1, VIDEO), of(1, AUDIO), of(2, AUDIO)
+  unshifted = sound / (3 - 2 * sound)  # the inverse of t → 3 t / (1 + 2 t)
+  assert np.mean(picture == 0) == pytest.approx(0.4, abs=0.03) and np.mean(sound == 1) == pytest.approx(0.4, abs=0.03)
+  moving = (picture > 0) & (sound < 1)
+  np.testing.assert_allclose((0.6 * unshifted)[moving], (0.4 + 0.6 * picture)[moving], atol=1e-5)
+  assert moving.mean() == pytest.approx(0.2, abs=0.03) and np.all(sound[picture == 0] < 1)
+  assert np.all(of(2, VIDEO) == 0) and np.mean(alone == 1) == 0  # the picture is given: nothing to lag behind
+
+
+def test_sound_whose_time_has_not_come_costs_nothing():
+  tokens, objective = rows(np.random.default_rng(7), 64), Objective()
+  config = LossConfig(timesteps='uniform', audio_lag=0.5)
+  levels = np.asarray(losses.draw_levels(jax.random.split(jax.random.key(3))[0], tokens, config))
+  waits = np.take_along_axis(levels, tokens.group, 1) == 1
+
+  class Ignorant:
+    config = Knowing.config
+
+    def __call__(self, t, noise):
+      return Knowing(tokens, objective)(t, noise) + 100.0 * jnp.asarray(waits)[..., None]
+  loss, _ = losses.diffusion_loss(Ignorant(), tokens, jax.random.key(3), config, objective)
+  assert waits.any() and float(loss) < 1e-4
+
+
 def test_every_latent_frame_and_the_sound_beside_it_may_have_a_level_of_their_own():
   clip = latent_clip.LatentClip(
       video=np.zeros((4, 1, 2, 4), 'f'), audio=np.zeros((8, 6), 'f'), text_ids=[2, 3], fps=8.0, height=8, width=16,

@@ -49,17 +49,18 @@ def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[
   if config.joint:
     u_BG = layers.take(u_BG, jnp.maximum(tokens.group_level, 0), sharding.B)
     if config.audio_lag:
-      u_BG = timesteps.within(u_BG, *timesteps.part(tokens.group_modality == AUDIO, config.audio_lag * made_with(tokens)))
+      lag_BG = config.audio_lag * both_made(tokens)
+      u_BG = timesteps.within(u_BG, *timesteps.part(tokens.group_modality == AUDIO, lag_BG))
   video, audio = (timesteps.shift(u_BG, s) for s in (config.video_shift, config.audio_shift))
   level_BG = jnp.where(tokens.group_modality == VIDEO, video, jnp.where(tokens.group_modality == AUDIO, audio, 0.0))
   return jnp.where(tokens.group_level == GIVEN, 0.0, level_BG)
 
 
-def made_with(tokens: Tokens) -> Bool[Array, 'b g']:
+def both_made(tokens: Tokens) -> Bool[Array, 'b g']:
   """Whether both sound and picture are made, in some part, of the segment that a group belongs to."""
   made_BG = tokens.group_level != GIVEN
-  same_BGG = tokens.group_segment[:, :, None] == tokens.group_segment[:, None, :]
-  of = lambda modality: (same_BGG & (made_BG & (tokens.group_modality == modality))[:, None, :]).any(-1)
+  same_BGG = jnp.equal(tokens.group_segment[:, :, None], tokens.group_segment[:, None, :])
+  of = lambda modality: (same_BGG & (made_BG & (tokens.group_modality == modality))[:, None]).any(-1)
   return of(VIDEO) & of(AUDIO)
 
 
