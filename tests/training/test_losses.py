@@ -211,15 +211,19 @@ def test_a_mean_over_clips_weighs_each_alike_and_one_over_tokens_by_its_size(mea
     assert float(metrics['audio_loss']) == pytest.approx(audio[segment - 1], abs=1e-4)
 
 
-def test_shares_are_the_same_on_any_mesh():
+def test_shares_and_levels_are_the_same_on_any_mesh():
   tokens = Tokens(*(np.concatenate([x] * 4) for x in a_long_and_a_short_clip(np.random.default_rng(5))))
   mask = jnp.asarray(tokens.modality == VIDEO, jnp.float32)
   want = losses.shares(mask, tokens)
+  draw = lambda tokens: losses.draw_levels(jax.random.key(0), tokens, LossConfig(audio_lag=0.4))
+  levels = draw(tokens)
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, context=4))
   with jax.set_mesh(mesh):
     put = lambda x, spec: jax.device_put(x, sharding.named(mesh, spec))
-    got = jax.jit(losses.shares)(put(mask, sharding.BL), jax.tree.map(put, tokens, dit.TOKEN_SPECS))
+    on_mesh = jax.tree.map(put, tokens, dit.TOKEN_SPECS)
+    got, drawn = jax.jit(losses.shares)(put(mask, sharding.BL), on_mesh), jax.jit(draw)(on_mesh)
   np.testing.assert_allclose(got, want)
+  np.testing.assert_allclose(drawn, levels, atol=1e-6)
 
 
 def test_objectives_that_are_not_defined_are_refused():
