@@ -172,13 +172,17 @@ def generate(argv) -> int:
 def _generate(known, prompts, output, given):
   from veojax import processes
   from veojax.generation import long, model
+  long_clip = known.window is not None or known.stream or known.chain
+  if known.overlap is not None and not long_clip:
+    raise ValueError(f'--overlap={known.overlap} belongs to a clip in windows; give --window, --stream or --chain too')
   with _mesh(given):
     loaded = model.load(known.model)
     if not prompts and loaded.takes_prompt:
       raise ValueError('there is no prompt; give --prompt "..." or --prompt_file FILE')
-    if known.window is not None or known.stream or known.chain:
-      long.save(output, loaded, prompts, window=known.window, overlap=known.overlap, stream=known.stream,
-                chain=known.chain, with_prompt=not known.no_prompt_in_file, **given)
+    if long_clip:
+      overlap = {} if known.overlap is None else {'overlap': known.overlap}
+      long.save(output, loaded, prompts, window=known.window, stream=known.stream, chain=known.chain,
+                with_prompt=not known.no_prompt_in_file, **overlap, **given)
       clips = []
     else:
       clips = loaded.generate(prompts or [''], **given)
@@ -212,7 +216,7 @@ def _generate_options(parser):
                       help='put the given pixels and samples themselves over what the codecs make of them')
   parser.add_argument('--expand', help='module:function, or a command that reads a prompt and writes a longer one')
   parser.add_argument('--window', type=int, help='a long clip in windows of so many frames, written as it is made')
-  parser.add_argument('--overlap', type=int, default=9, help='frames of a window that the one before has made')
+  parser.add_argument('--overlap', type=int, help='frames of a window that the one before has made, 9 by default')
   parser.add_argument('--stream', action='store_true', help='a long clip whose later frames are noisier, instead; for '
                       'models trained on the task stream')
   parser.add_argument('--chain', action='store_true', help='the prompts follow one another in one long clip')

@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 import scipy.signal
 
-from veojax.evaluation import reconstruction
+from veojax.evaluation import evaluate, reconstruction
 from veojax.evaluation.benchmark import Subject
 from veojax.evaluation.reconstruction import Reconstruction
 from veojax.evaluation.world_benchmark import World
@@ -96,6 +96,13 @@ def test_lpips_runs_with_the_users_weights(tmp_path):
                              .astype(np.uint8))
   assert reconstruction.measure(made, Clip(video=true, fps=8.), lpips)['lpips'] > 0
   assert reconstruction.measure(made, made, lpips)['lpips'] < 1e-9
+
+  def network():
+    weights = str(tmp_path / 'alexnet.safetensors')
+    return evaluate.judged('roundtrip', 'reconstruction', {'lpips_weights': weights})[1].network
+  before = network()
+  safetensors.numpy.save_file(flat | {'features.0.bias': np.ones(64, np.float32)}, tmp_path / 'alexnet.safetensors')
+  assert before != network() != ''
 
 
 def test_without_codecs_there_is_nothing_to_measure():

@@ -68,6 +68,7 @@ def test_clips_are_written(folder, clip, tmp_path, case):
     (['--prompt', 'a', '--expand', 'nowhere:nothing'], 'nowhere'),
     (['--prompt', 'a', '--expand', ''], "expand=''"),
     (['--prompt', 'a', '--num_frames=20', '--window=0'], 'a window of 0'),
+    (['--prompt', 'a', '--overlap=4'], '--overlap=4'),
 ])
 def test_what_does_not_go_together_is_one_line(folder, tmp_path, capsys, options, words):
   out = tmp_path / 'out.mp4'

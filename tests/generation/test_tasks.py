@@ -275,3 +275,12 @@ def test_a_long_clip_comes_in_pieces_that_fit_together(model):
   np.testing.assert_array_equal(np.concatenate([p.video for p in again]), video)
   with pytest.raises(ValueError, match='overlap=9'):
     next(long.pieces(model, 'a ball', 30, overlap=9))
+
+
+def test_references_are_given_to_every_window(model, monkeypatch):
+  given, canvas_of = [], tasks.canvas
+  monkeypatch.setattr(tasks, 'canvas', lambda model, one, *rest, **options: (
+      given.append(one), canvas_of(model, one, *rest, **options))[1])
+  pictures = [np.full((SIDE, SIDE, 3), 200, np.uint8)]
+  assert len(list(long.pieces(model, 'a ball', 30, overlap=5, references=pictures))) == len(given) > 2
+  assert all(len(one.references) == 1 for one in given) and given[1].video is not None

@@ -13,10 +13,11 @@ from veojax.types import Clip
 
 @dataclasses.dataclass(frozen=True)
 class Basic(benchmark.Benchmark):
-  """data: 'world', of `scenes`, or a prepared data set."""
+  """data: 'world', of `scenes`, or a prepared data set. data_hash: of the latter, which follows from it."""
   num_clips: int = 128
   seed: int = 0
   data: str = clips.WORLD
+  data_hash: str = ''
   scenes: World = World()
 
   METRICS = {

@@ -27,19 +27,16 @@ def _fingerprint(data: str) -> str:
   return latents.fingerprint(_dataset(data))
 
 
-def identity(bench) -> str:
-  """What tells the data set of a benchmark from another one that is prepared in its place; '' where it has none."""
-  return '' if getattr(bench, 'data', WORLD) == WORLD else _fingerprint(bench.data)
-
-
 def fitted(bench, subject: Subject, **changes):
   """The benchmark with scenes of its seed and of the subject's sizes. bench has `data`, 'world' or a prepared data set,
-  whose held-out split is taken; `scenes`, a World; and `seed`. ValueError where there are not as many clips."""
+  whose held-out split is taken; `data_hash`, which tells that set from another one prepared in its place, '' of the
+  world; `scenes`, a World; and `seed`. ValueError where there are not as many clips."""
   if bench.data != WORLD and (held := len(_dataset(bench.data))) < bench.num_clips:
     raise ValueError(f'{bench.data} holds {held} clips to measure on, and {bench.num_clips} are asked for; set '
                      f'num_clips={held}, or prepare more')
   scenes = dataclasses.replace(bench.scenes, seed=bench.seed).fitted(subject)
-  return dataclasses.replace(bench, scenes=scenes, **changes)
+  data_hash = '' if bench.data == WORLD else _fingerprint(bench.data)
+  return dataclasses.replace(bench, data_hash=data_hash, scenes=scenes, **changes)
 
 
 def truth(bench, index: int) -> Clip:

@@ -34,11 +34,12 @@ BATCH = 8  # examples that are embedded at a time: one program for sounds of all
 @dataclasses.dataclass(frozen=True)
 class FAD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of VGGish, made by `zoo.origin`; unknown
-  ones are refused, unless allow_unknown_weights: then the distance is not called FAD. network: their hash, which
-  follows from them. Clips shorter than a window are left out."""
+  ones are refused, unless allow_unknown_weights: then the distance is not called FAD. network, data_hash: hashes, which
+  follow from these. Clips shorter than a window are left out."""
   num_clips: int = 2048
   seed: int = 0
   data: str = clips.WORLD
+  data_hash: str = ''
   scenes: World = World()
   weights: str = ''
   network: str = ''

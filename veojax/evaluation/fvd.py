@@ -48,11 +48,12 @@ PROTOCOLS = {'google': Protocol(half_pixel=False), 'stylegan-v': Protocol(random
 @dataclasses.dataclass(frozen=True)
 class FVD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of I3D, made by `zoo.origin`; others than
-  FVD's are refused, unless allow_unknown_weights: then no distance is called FVD or KVD. network: their hash, which
-  follows from them. Every `stride`th frame is taken; clips that are too short for it are left out."""
+  FVD's are refused, unless allow_unknown_weights: then no distance is called FVD or KVD. network, data_hash: hashes,
+  which follow from these. Every `stride`th frame is taken; clips that are too short for it are left out."""
   num_clips: int = 2048
   seed: int = 0
   data: str = clips.WORLD
+  data_hash: str = ''
   scenes: World = World()
   weights: str = ''
   network: str = ''

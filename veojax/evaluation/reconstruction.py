@@ -16,6 +16,7 @@ from veojax.evaluation.world_benchmark import World
 from veojax.models import perceptual
 from veojax.training import audio_losses
 from veojax.types import Clip
+from veojax.zoo import origin
 
 FFT_SIZES = (64, 256, 1024)
 MEL_BINS, MEL_FFT = 64, 512
@@ -26,13 +27,15 @@ SILENT = 1e-4                 # root mean square below which a channel has no di
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(benchmark.Benchmark):
   """data: 'world', of `scenes`, or a prepared data set. lpips_weights, lpips_heads: files, as `models/perceptual.py`
-  takes them."""
+  takes them. network, data_hash: hashes, which follow from these."""
   num_clips: int = 128
   seed: int = 0
   data: str = clips.WORLD
+  data_hash: str = ''
   scenes: World = World()
   lpips_weights: str = ''
   lpips_heads: str = ''
+  network: str = ''
 
   METRICS = {
       'psnr': Metric('higher', 'peak signal to noise, of the mean squared error of a clip', 'picture', 'dB'),
@@ -52,7 +55,11 @@ class Reconstruction(benchmark.Benchmark):
   def fitted(self, subject: Subject) -> 'Reconstruction':
     if not self.parts(subject):
       raise ValueError(f'{subject.name} has no codecs to reconstruct with; give a model, or roundtrip')
-    return clips.fitted(self, subject)
+    network = ''
+    if self.lpips_weights:
+      _lpips(self.lpips_weights, self.lpips_heads)
+      network = ' '.join(origin.identify(path, {}).hash for path in (self.lpips_weights, self.lpips_heads) if path)
+    return clips.fitted(self, subject, network=network)
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return ('codec', 'truth') if 'codec' in clips.parts(subject) else ()

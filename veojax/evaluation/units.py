@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from veojax import config as door
 from veojax import files
-from veojax.evaluation import clips as measured
 from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
 from veojax.generation.export import Sample
 from veojax.types import Clip
@@ -38,8 +37,6 @@ class Unit:
 def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
   """Sixteen hex digits that change with anything that the rows of this part depend on."""
   told = {'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part, 'alone': subject.model is None}
-  if data := measured.identity(benchmark):
-    told['data'] = data
   if part != 'truth':
     told['codecs'] = [codec and codec.whole_hash() for codec in subject.codecs]
   if part == 'made':

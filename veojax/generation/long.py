@@ -24,7 +24,7 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
 
   prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames made at once, the
   model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`;
-  what is given of the clip is given to the first window. Window i is made with seed + i.
+  what is given of the clip is given to the first window, references to all. Window i is made with seed + i.
   """
   start = {name: options.pop(name) for name in (*tasks.NAMES, 'paste') if name in options}
   tasks.check_long(model, start, options.get('strength', 1.0), num_frames=num_frames, seed=seed)
@@ -34,10 +34,11 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
   window = model.config.clip.num_frames if window is None else window
   if not 0 < overlap < window:
     raise ValueError(f'overlap={overlap} frames of a window of {window}; give at least 1 and fewer than the window')
+  references = {name: start[name] for name in ('references',) if name in start}
   made, last, index = 0, None, 0
   while made < num_frames:
     prompt = chain[min(len(chain) - 1, made * len(chain) // num_frames)]
-    given = start if last is None else {**_given(last), 'paste': True}
+    given = start if last is None else {**_given(last), **references, 'paste': True}
     clip = model.generate(prompt, num_frames=window, seed=seed + index, expand=expand and told.get, **given, **options)
     first = 0 if last is None else overlap
     count = min(window - first, num_frames - made)
