@@ -107,3 +107,18 @@ def test_rows_hold_the_same_media_in_the_same_places():
   for part in (sound, picture):  # each with the whole prompt
     mine = apart.segment[part][0]
     assert apart.text[apart.text_segment == mine].tolist() == [5, 6, 7]
+
+
+def test_sound_apart_from_its_picture_keeps_a_level_for_every_latent_frame():
+  clip = LatentClip(np.zeros((4, 1, 1, 4), np.float32), np.zeros((9, 4), np.float32), (), 8.0, 8, 8, 2, 8, 8.0,
+                    frame_levels=True)
+  pack = rows_module.pack_config(('modality',), 4, 4, clip.num_tokens, 4)
+  guided, apart = rows_module.evaluations([clip], [[5, 6]], [9], ('modality',), pack)
+  told = []
+  for rows in (guided, apart):
+    frame = np.take_along_axis(rows.group_level, rows.group, 1)
+    media = rows.modality[0] >= AUDIO
+    told.append(np.unique(frame[0, media & (rows.modality[0] == AUDIO)], return_inverse=True)[1])
+  assert len(set(told[0].tolist())) == 3
+  # As fine as with the picture: tokens that share a level apart share it together too.
+  assert all(len(set(told[0][told[1] == level].tolist())) == 1 for level in set(told[1].tolist()))

@@ -117,6 +117,23 @@ def test_an_edit_keeps_more_the_less_its_strength(model, clip):
   assert away[0] < away[1] < away[2]
 
 
+def test_an_edit_keeps_what_its_mask_leaves_and_the_clip_beside_given_pictures(model, clip):
+  mask = np.arange(SIDE) < 8
+  given = tasks.Given(video=silent(clip), mask=np.broadcast_to(mask, (SIDE, SIDE)), image=clip.video[0])
+  known, latent = model.canvas(given, {}, SamplingConfig(strength=0.5))
+  assert known.seen[0].all() and np.all(known.seen[1:] == ~mask)
+  np.testing.assert_allclose(latent.video, model.video_codec.encode(clip.video), atol=1e-5)
+  assert latent.video_given[1:, :, 1].all() and not latent.video_given[1:, :, 0].any()
+
+
+def test_a_clip_may_end_with_another(model, clip):
+  made = model.generate('a ball', end_video=clip, paste=True)
+  assert len(made.video) == 2 * FRAMES and np.array_equal(made.video[-FRAMES:], clip.video)
+  made = model.generate('a ball', video=clip, end_video=clip, paste=True)
+  assert len(made.video) == 3 * FRAMES and np.array_equal(made.video[-FRAMES:], clip.video)
+  assert np.array_equal(made.video[:FRAMES], clip.video)
+
+
 def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
   export.Sample(**vars(clip)).save(tmp_path / 'clip.mp4')
   export.Sample(video=clip.video[:1].repeat(3, 1), fps=1.0).save(tmp_path / 'first.png')
@@ -139,6 +156,10 @@ def test_files_are_read_at_the_clips_size(model, clip, tmp_path):
     (lambda c: {'image': c.video[0, :8]}, r'uint8\[8, 16, 3\]'),
     (lambda c: {'keyframes': {9.0: c.video[0]}}, 'outside the clip'),
     (lambda c: {'video': c, 'mask': np.ones((4, 4))}, r'mask has shape \[4, 4\]'),
+    (lambda c: {'video': c, 'mask': np.ones((16, 16)), 'task': 'extend'}, "a mask with task='extend'"),
+    (lambda c: {'video': c, 'end_video': c, 'num_frames': 17}, 'fill 18 frames, and nothing is left to make of 17'),
+    (lambda c: {'video': c, 'end_video': dataclasses.replace(c, fps=4.0)}, '8.0 and 4.0 frames a second'),
+    (lambda c: {'video': c, 'end_video': c, 'task': 'soundtrack'}, "an end_video with task='soundtrack'"),
     (lambda c: {'strength': 0.5}, 'strength below 1'),
     (lambda c: {'strength': 0.0, 'video': c}, 'strength=0.0'),
     (lambda c: {'image': 'nowhere.png'}, 'nowhere.png'),
@@ -275,6 +296,15 @@ def test_a_long_clip_comes_in_pieces_that_fit_together(model):
   np.testing.assert_array_equal(np.concatenate([p.video for p in again]), video)
   with pytest.raises(ValueError, match='overlap=9'):
     next(long.pieces(model, 'a ball', 30, overlap=9))
+
+
+def test_a_song_is_the_sound_of_every_window_that_it_reaches(model):
+  song = np.random.default_rng(3).uniform(-0.5, 0.5, (round(20 / FPS * RATE), 2)).astype(np.float32)
+  made = np.concatenate([piece.audio for piece in long.pieces(model, 'a ball', 30, overlap=5, audio=song, paste=True)])
+  assert len(made) == round(30 / FPS * RATE)
+  away = np.abs(made[:len(song)] - song).max(-1)
+  fade = round(canvas.FEATHER_SECONDS * RATE)
+  assert np.all(away[:-2 * fade] < 1e-6) and np.abs(made[len(song):]).max() > 0
 
 
 def test_references_are_given_to_every_window(model, monkeypatch):

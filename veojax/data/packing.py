@@ -76,25 +76,27 @@ def pack(clips: Sequence[LatentClip], config: PackConfig) -> Tokens:
 
 
 def _place_media(row, at, segment, clip, groups) -> int:
-  frames = np.zeros(clip.video.shape[:3], int) if clip.video is not None else np.zeros((1, 1, 1), int)
+  beside, num_levels = np.zeros(0, int), 1
+  if clip.audio is not None:
+    beside = sound_frames(clip, len(clip.audio)) - clip.first
   if clip.frame_levels:
-    frames += np.arange(len(frames))[:, None, None]
-  levels = groups.levels(segment, len(frames) if clip.frame_levels else 1)
+    num_levels = len(clip.video) if clip.video is not None else 1 + int(beside.max(initial=0))
+  levels = groups.levels(segment, num_levels)
   geometry = (clip.fps, clip.height, clip.width, clip.temporal_compression, clip.spatial_compression)
   if clip.audio is not None:
     position, extent = audio_geometry(len(clip.audio), clip.latent_rate, clip.height, clip.width)
     position = position + np.array([clip.first_sound / clip.latent_rate - clip.start, 0, 0], np.float32)
-    beside = np.clip(sound_frames(clip, len(clip.audio)) - clip.first, 0, frames.max())
     at = _place(row, at, segment, AUDIO, position, extent, clip.audio,
-                groups.of(segment, AUDIO, clip.audio_given, beside, levels))
+                groups.of(segment, AUDIO, clip.audio_given, beside.clip(0, num_levels - 1), levels))
   for still in clip.stills:
     position, extent = video_geometry((1, *still.latent.shape[:2]), *geometry)
     at = _place(row, at, segment, VIDEO, position + np.array([still.time, 0, 0], np.float32), extent,
                 still.latent.reshape(-1, still.latent.shape[-1]), groups.given(segment, VIDEO))
   if clip.video is not None:
-    at = _place(row, at, segment, VIDEO, *video_geometry(clip.video.shape[:3], *geometry, clip.first > 0),
-                clip.video.reshape(-1, clip.video.shape[-1]),
-                groups.of(segment, VIDEO, clip.video_given, frames.ravel(), levels))
+    t, h, w, channels = clip.video.shape
+    frames = np.arange(t).clip(0, num_levels - 1).repeat(h * w)
+    at = _place(row, at, segment, VIDEO, *video_geometry((t, h, w), *geometry, clip.first > 0),
+                clip.video.reshape(-1, channels), groups.of(segment, VIDEO, clip.video_given, frames, levels))
   return at
 
 

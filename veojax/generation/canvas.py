@@ -54,7 +54,8 @@ class Canvas:
     out = LatentClip(None, None, fps=self.fps)
     if self.video is not None:
       tc, sc = video_codec.temporal_compression, video_codec.spatial_compression
-      latent = (np.asarray(video_codec.encode(filled(self.video, self.seen))) if keep_unknown or self.seen.any() else
+      whole = self.video if keep_unknown else filled(self.video, self.seen)
+      latent = (np.asarray(video_codec.encode(whole)) if keep_unknown or self.seen.any() else
                 np.zeros(video_codec.latent_shape(*self.seen.shape), np.float32))
       known = known_cells(self.seen, latent.shape[:3], tc, sc)
       stills = [Still(self._still(video_codec, self.video[frame]), frame / self.fps)

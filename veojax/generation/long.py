@@ -24,7 +24,8 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
 
   prompts: one, or a chain of them, each of which rules an equal share of the time. window: frames made at once, the
   model's own number by default; overlap: of them, those given from the window before. options: as of `Model.generate`;
-  what is given of the clip is given to the first window, references to all. Window i is made with seed + i.
+  what is given of the clip is given to the first window, references and, as long as it lasts, sound to all. Window i is
+  made with seed + i.
   """
   start = {name: options.pop(name) for name in (*tasks.NAMES, 'paste') if name in options}
   tasks.check_long(model, start, options.get('strength', 1.0), num_frames=num_frames, seed=seed)
@@ -34,11 +35,11 @@ def pieces(model, prompts: str | list[str], num_frames: int, *, window: int | No
   window = model.config.clip.num_frames if window is None else window
   if not 0 < overlap < window:
     raise ValueError(f'overlap={overlap} frames of a window of {window}; give at least 1 and fewer than the window')
-  references = {name: start[name] for name in ('references',) if name in start}
+  song = None if start.get('audio') is None else tasks.samples(start['audio'], model)
   made, last, index = 0, None, 0
   while made < num_frames:
     prompt = chain[min(len(chain) - 1, made * len(chain) // num_frames)]
-    given = start if last is None else {**_given(last), **references, 'paste': True}
+    given = start if last is None else {**_given(last), **_goes_on(start, song, last, made - overlap), 'paste': True}
     clip = model.generate(prompt, num_frames=window, seed=seed + index, expand=expand and told.get, **given, **options)
     first = 0 if last is None else overlap
     count = min(window - first, num_frames - made)
@@ -63,6 +64,14 @@ def save(path, model, prompts: list[str], *, num_frames: int | None = None, wind
     collections.deque(made, maxlen=0)
     return
   export.save_pieces(path, made, with_prompt=with_prompt, tags={'title': ' / '.join(prompts)} if with_prompt else {})
+
+
+def _goes_on(start: dict, song: np.ndarray | None, last: Sample, first: int) -> dict:
+  """What of `start` is given to the window from frame `first` on too. song: its sound."""
+  out = {name: start[name] for name in ('references',) if name in start}
+  if song is not None and len(rest := song[round(first / last.fps * last.sample_rate):]) > len(last.audio):
+    out['audio'] = rest
+  return out
 
 
 def _part(clip: Sample, first: int, count: int, is_first: bool, is_last: bool) -> Sample:

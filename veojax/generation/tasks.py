@@ -24,8 +24,8 @@ class Given:
   """image: the first frame. last_image: the last. keyframes: {seconds: picture}. references: pictures of what is to be
   seen, at no time of the clip. video: a clip, with its sound if it has one, that `task` says what to do with: extend,
   extend_backward, inpaint (where mask is true, bool[H, W] or bool[T, H, W], or a picture that is white there),
-  outpaint, soundtrack, edit; or loop and join, see `joining`. end_video: a clip that the made one ends with. audio: the
-  clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from the rest.
+  outpaint, soundtrack, edit (where the mask is true, if there is one); or loop and join, see `joining`. end_video: a
+  clip that the made one ends with, of the frame rate of `video`. audio: the clip's sound. task: also image (no sound) and sound (no picture); mostly it follows from the rest.
   """
   image: Any = None
   last_image: Any = None
@@ -98,8 +98,12 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
   task = given.task or ('edit' if edit and video is not None else _task(given, clip, asked, video))
   if edit and task != 'edit':
     raise ValueError(f'strength below 1 edits a video, and the task is {task!r}; give video=... or leave strength at 1')
+  if given.mask is not None and task not in ('inpaint', 'edit'):
+    raise ValueError(f"a mask with task={task!r}; give it with task='inpaint', or with a strength below 1 to edit there")
+  if end is not None and not task.startswith('extend'):
+    raise ValueError(f"an end_video with task={task!r}; leave the task out, or give task='join'")
   if video is not None or end is not None:
-    clip = _sized(clip, asked, video or end, task)
+    clip = _sized(clip, asked, [one for one in (video, end) if one is not None], task)
   if task == 'image':
     clip = dataclasses.replace(clip, num_frames=1)
   parts = _halves(model, task, clip, given)
@@ -111,12 +115,14 @@ def canvas(model, given: Given, asked: dict, edit: bool = False) -> Canvas:
     _place(out, end, 'extend_backward', None, model)
   _place_pictures(out, given, clip)
   if given.audio is not None:
-    out.put_sound(0, _sound(given.audio, model))
+    out.put_sound(0, samples(given.audio, model))
   return out
 
 
 def _task(given, clip, asked, video) -> str:
   """The task that follows from what is given."""
+  if video is None and given.end_video is not None:
+    return 'extend_backward'
   if video is None:
     return 'picture' if given.audio is not None else 'generate'
   frames, height, width = video.video.shape[:3]
@@ -134,13 +140,22 @@ def _task(given, clip, asked, video) -> str:
                    'make; ask for more num_frames, give a mask or a strength below 1, or name the task')
 
 
-def _sized(clip, asked, video, task):
-  """The clip's sizes where a video is given: the video's, unless asked for."""
-  frames, height, width = video.video.shape[:3]
-  if 'num_frames' not in asked:
-    frames += clip.num_frames if task.startswith('extend') else 0
-  sizes = {'num_frames': frames, 'height': height, 'width': width, 'fps': video.fps}
-  return dataclasses.replace(clip, **{k: v for k, v in sizes.items() if k not in asked})
+def _sized(clip, asked, videos, task):
+  """The clip's sizes where videos are given, one or that and the one to end with: theirs, unless asked for."""
+  rates = sorted({one.fps for one in videos})
+  if rates[-1] - rates[0] > 1e-6:
+    raise ValueError(f'the video and the end_video have {videos[0].fps} and {videos[1].fps} frames a second; give both '
+                     'at one rate')
+  _, height, width = videos[0].video.shape[:3]
+  frames = known = sum(len(one.video) for one in videos)
+  if task.startswith('extend'):
+    frames += clip.num_frames
+  sizes = {'num_frames': frames, 'height': height, 'width': width, 'fps': rates[0]}
+  sized = dataclasses.replace(clip, **{k: v for k, v in sizes.items() if k not in asked})
+  if len(videos) > 1 and known >= sized.num_frames:
+    raise ValueError(f'the video and the end_video fill {known} frames, and nothing is left to make of '
+                     f'{sized.num_frames}; ask for more num_frames')
+  return sized
 
 
 def _halves(model, task, clip, given) -> tuple[bool, bool]:
@@ -159,6 +174,8 @@ def _place(out: Canvas, video: Clip, task: str, mask, model):
       raise ValueError(f'an edit has the size of its video, {frames} frames of {height}x{width}, and asked for are '
                        f'{len(out.video)} of {out.video.shape[1]}x{out.video.shape[2]}; ask for no other')
     out.video[:] = video.video
+    if mask is not None:
+      out.seen[:] = ~mask
   else:
     first = len(out.video) - frames if task == 'extend_backward' else 0
     top, left = (out.video.shape[1] - height) // 2, (out.video.shape[2] - width) // 2
@@ -169,7 +186,7 @@ def _place(out: Canvas, video: Clip, task: str, mask, model):
     if task == 'inpaint':
       out.seen &= ~mask
   if video.audio is not None and out.audio is not None and task != 'soundtrack':
-    sound = _sound(video, model)
+    sound = samples(video, model)
     start = round(first / out.fps * model.audio_codec.sample_rate) if task != 'edit' else 0
     if task == 'edit':
       out.audio[:len(sound)] = sound[:len(out.audio)]
@@ -240,7 +257,7 @@ def read(video, model, clip, size, asked) -> Clip | None:
   return video
 
 
-def _sound(sound, model) -> np.ndarray:
+def samples(sound, model) -> np.ndarray:
   """float32[R, channels] at the codec's rate, of a path, an array or a Clip."""
   codec = model.audio_codec
   if codec is None:
