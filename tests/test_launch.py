@@ -3,8 +3,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,6 +63,24 @@ def again(tmp_path, command, **environment):
     ('[ $n -ge 3 ] || exit 75', 0, 3), ('[ $n -ge 2 ] || kill -9 $$', 0, 2), ('exit 75', 75, 3)])
 def test_a_process_is_started_again_where_there_is_use_in_it(tmp_path, command, code, starts):
   assert again(tmp_path, command, RESTARTS='2') == (code, starts)
+
+
+@pytest.mark.parametrize('send', [os.killpg, os.kill], ids=['terminal', 'kill'])
+@pytest.mark.parametrize('pause', [False, True])
+def test_ctrl_c_ends_what_runs_and_is_the_last_thing(tmp_path, send, pause):
+  """A terminal's reaches the process itself too, which does not listen in any way of its own; and in a pause."""
+  script = f'echo $$ >> {tmp_path}/starts; {"exit 75" if pause else "exec sleep 60"}'
+  command = ['bash', str(LAUNCH / 'again.sh'), 'bash', '-c', script]
+  with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE,
+                        env={'PATH': '/usr/bin:/bin', 'PAUSE': '2'}) as process:
+    if pause:
+      process.stderr.readline()  # that it starts again
+    while not (tmp_path / 'starts').exists() or not (tmp_path / 'starts').read_text():
+      time.sleep(0.01)
+    send(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+  started = (tmp_path / 'starts').read_text().split()
+  assert len(started) == 1 and not pathlib.Path(f'/proc/{started[0]}').exists()
 
 
 @pytest.mark.parametrize('commands, code, starts', [

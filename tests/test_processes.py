@@ -1,7 +1,13 @@
 """How processes are told of each other; what they then do together is in training/test_pod.py."""
-import pytest
+import errno
 
-from veojax import processes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from veojax import cli, processes, sharding
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +69,24 @@ def test_the_tpu_machine_is_asked_where_one_says_auto(asked):
 def test_what_does_not_fit_together_is_refused(given, words):
   with pytest.raises(ValueError, match=words):
     processes.join(*given)
+
+
+@pytest.mark.parametrize('error, code', [
+    (processes.Passing('the store is away'), processes.RESTART), (ConnectionResetError(), processes.RESTART),
+    (TimeoutError(), processes.RESTART), (OSError(errno.EIO, 'of the disk'), processes.RESTART),
+    (OSError(errno.ESTALE, 'of the disk'), processes.RESTART), (BrokenPipeError(), 2), (FileNotFoundError(), 2),
+    (OSError(errno.ENOSPC, 'no room'), 2), (ValueError('no such thing'), 2), (KeyboardInterrupt(), 130)])
+def test_what_passes_by_itself_ends_with_start_me_again(monkeypatch, capsys, error, code):
+  def fail(argv):
+    raise error
+  monkeypatch.setitem(cli.COMMANDS, 'train', fail)
+  assert cli.main(['train']) == code
+  told = capsys.readouterr().err.splitlines()
+  assert len(told) == 1 and told[0].startswith('veojax: ')
+
+
+@pytest.mark.parametrize('spec', [P(None, ('fsdp', 'context'), 'tensor'), P(None, None, 'tensor'), P()])
+def test_a_stack_of_layers_is_fetched_one_by_one_as_it_is(spec):
+  with sharding.use(sharding.MeshConfig(fsdp=2, context=2, tensor=2)) as mesh:
+    x = jnp.arange(3 * 8 * 4, dtype=jnp.bfloat16).reshape(3, 8, 4)
+    np.testing.assert_array_equal(processes.layer_by_layer(jax.device_put(x, sharding.named(mesh, spec))), x)

@@ -1,8 +1,8 @@
 """`veojax <command>`: short doors to functions that can be imported.
 
 Every error a person can cause ends in one line with its remedy and exit code 2; a run that a signal stopped, with all
-saved, ends with 130 after Ctrl-C and 75 (start it again) after SIGTERM. With 75 end also the processes that are left
-of several when one is gone or hangs.
+saved, ends with 130 after Ctrl-C and 75 (start it again) after SIGTERM. With 75 end also errors that pass by
+themselves, as a network's, and the processes that are left of several when one is gone or hangs.
 """
 import argparse
 import pathlib
@@ -18,20 +18,22 @@ def main(argv: list[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     return _run(argv)
-  except (ValueError, FloatingPointError, OSError) as error:
-    print(f'veojax: {_line(error)}', file=sys.stderr)
-    code = 2
-  except KeyboardInterrupt:
-    print('veojax: stopped; nothing that was saved is lost', file=sys.stderr)
-    code = 130
-  if 'jax' in sys.modules:
-    from veojax import processes
+  except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
+    return _ended(error)
+
+
+def _ended(error: BaseException) -> int:
+  """Tells what has ended the command, and ends a process of several at once; the exit code."""
+  processes = sys.modules.get('veojax.processes')  # where it is loaded: it loads JAX
+  if isinstance(error, KeyboardInterrupt):
+    line, code = 'stopped; nothing that was saved is lost', 130
+  else:
+    line = ' '.join(str(error).split()) or type(error).__name__
+    code = processes.RESTART if processes and processes.passes(error) else 2
+  print(f'veojax: {line}', file=sys.stderr)
+  if processes:
     processes.abandon(code)
   return code
-
-
-def _line(error: BaseException) -> str:
-  return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _run(argv) -> int:
@@ -92,7 +94,7 @@ def train(argv) -> int:
   host.keep_memory()
   host.enable_compilation_cache()
   if isinstance(config, run.TransformerRun) and config.mesh == run.TransformerRun.mesh:
-    host.one_device_a_core(config.loop.batch_size)
+    host.one_device_a_core(run.rows(config))
   processes.join(known.coordinator, known.num_processes, known.process_index)
   with processes.together():
     return _until_stopped(lambda: run.train(config, known.workdir))

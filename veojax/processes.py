@@ -5,6 +5,7 @@ JAX's coordination service, which process 0 serves, connects them. A file is wri
 With one process all of this is nothing.
 """
 import contextlib
+import errno
 import itertools
 import os
 import sys
@@ -17,12 +18,26 @@ from jax.experimental import multihost_utils
 RESTART = 75  # exit code: start me again (EX_TEMPFAIL)
 BY_HAND = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES',
            'process_index': 'JAX_PROCESS_ID'}
+AT_ONCE = 2**28  # bytes of an array that every device may hold whole, to fetch it
 FOREVER = 2**31 - 1  # milliseconds: 24 days; a process that hangs is found by training.watch
 _turn = itertools.count()
 
 
 class Lost(Exception):
   """Another process of the run is gone: start all of them again."""
+
+
+class Passing(ValueError):
+  """What passes by itself, such as a store that cannot be reached now: start again, with nothing mended."""
+
+
+def passes(error: BaseException) -> bool:
+  """Whether an error is one that passes by itself: of a network, or of a disk that is reached through one. Not of a
+  pipe that nobody reads any more."""
+  if isinstance(error, BrokenPipeError):
+    return False
+  return (isinstance(error, (Passing, ConnectionError, TimeoutError))
+          or isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE))
 
 
 # Joining and leaving.
@@ -140,23 +155,25 @@ def wait():
 
 
 def on_first(do):
-  """Runs do() on process 0 while the others wait; a ValueError of it is raised on all of them."""
+  """Runs do() on process 0 while the others wait; a ValueError of it is raised on all of them, as `Passing` where it is
+  one."""
   if jax.process_count() == 1:
     do()
     return
-  key, message = f'veojax/on_first/{next(_turn)}', ''
+  key, told = f'veojax/on_first/{next(_turn)}', ':'
   if is_first():
     try:
       do()
     except ValueError as error:
-      message = str(error)
-    client().key_value_set(key, f':{message}')
+      told = f'{"passing" if passes(error) else ""}:{error}'
+    client().key_value_set(key, told)
   else:
     with others_present():
-      message = client().blocking_key_value_get(key, FOREVER)[1:]
+      told = client().blocking_key_value_get(key, FOREVER)
+  passing, _, message = told.partition(':')
   if message:
     wait()  # process 0 serves the key: it must not leave before the others have read it
-    raise ValueError(message)
+    raise (Passing if passing else ValueError)(message)
 
 
 def agree(problem: str) -> str:
@@ -174,7 +191,24 @@ def fetch(x) -> np.ndarray:
   """The whole array on this host, whichever processes hold it."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
-  return multihost_utils.process_allgather(x, tiled=True)
+  leading_is_split = x.ndim < 2 or x.sharding.shard_shape(x.shape)[0] < x.shape[0]
+  if x.nbytes <= AT_ONCE or leading_is_split:
+    return multihost_utils.process_allgather(x, tiled=True)
+  return layer_by_layer(x)
+
+
+def layer_by_layer(x: jax.Array) -> np.ndarray:
+  """The whole of a stack of layers, of which every device gathers one at a time: all would not fit beside a
+  training's state."""
+  gather = jax.jit(_layer, out_shardings=jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec()))
+  out = np.empty(x.shape, x.dtype)
+  for i in range(len(out)):
+    out[i] = np.asarray(gather(x, i).addressable_data(0))
+  return out
+
+
+def _layer(x, i):
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
 def here(tree):

@@ -1,8 +1,12 @@
 """A model on disk makes clips: of any size, prompt and sampler, each by its own seed."""
+import jax
 import numpy as np
 import pytest
 
+from veojax import sharding
 from veojax.generation import model as models
+from veojax.models import weights
+from veojax.models.dit import DiT
 
 
 def test_clips_have_the_asked_shape_with_sound_as_long_as_the_picture(model_folder):
@@ -24,6 +28,21 @@ def test_a_clip_depends_on_its_seed_and_index_and_not_on_its_batch(model_folder)
   assert np.abs(both[0].video.astype(int) - one.video).max() <= 1
   assert np.abs(both[0].audio - one.audio).max() < 1e-3
   assert not np.array_equal(model.generate('a ball', seed=4).audio, one.audio)
+
+
+def test_a_transformer_stays_on_the_host_until_it_is_laid_out(model_folder):
+  """Then as the mesh in force wants it; without its weights a model is all that its folder's other files say."""
+  model, outline = models.load(model_folder), models.outline(model_folder)
+  hosts, shapes = jax.tree.leaves(model.dit), lambda m: {name: x.shape for name, x in weights.names(m.dit).items()}
+  assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 for x in hosts)
+  with sharding.use(sharding.MeshConfig(fsdp=2, tensor=2)):
+    wanted = weights.abstract(lambda rngs: DiT(model.config.dit, rngs=rngs))
+    for x, like, host in zip(*map(jax.tree.leaves, (model.laid_out(), wanted)), hosts, strict=True):
+      assert x.sharding.spec == like.sharding.spec and np.array_equal(x, host)
+  with sharding.default_mesh():
+    assert all(np.array_equal(x, host) for x, host in zip(jax.tree.leaves(model.laid_out()), hosts, strict=True))
+  assert shapes(outline) == shapes(model) and not any(hasattr(x, '__array__') for x in jax.tree.leaves(outline.dit))
+  assert outline.config == model.config and outline.tokenizer.encode('a ball', 8) == model.tokenizer.encode('a ball', 8)
 
 
 def test_guidance_of_one_is_no_guidance(model_folder):

@@ -1,9 +1,11 @@
 """Weights in one file or in parts: the same parameters again, and what is missing is named."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from veojax import sharding
 from veojax.models import weights
 from veojax.models.text import TextConfig, TextEncoder
 
@@ -46,3 +48,13 @@ def test_weights_of_another_model_are_refused(model):
   flat = {name: jnp.zeros((3,)) for name in weights.names(model)}
   with pytest.raises(ValueError, match='misshapen'):
     weights.replace(model, flat)
+
+
+def test_each_device_gets_its_part_of_a_hosts_array():
+  with sharding.use(sharding.MeshConfig(fsdp=4, tensor=2)) as mesh:
+    for value in (np.arange(64.0, dtype=np.float32).reshape(8, 8), np.float32(3.0).reshape(())):
+      layout = sharding.named(mesh, sharding.D_F if value.ndim else sharding.REPLICATED)
+      for of in (value, jax.device_put(value, jax.devices()[0])):
+        array = weights.put(of, layout)
+        assert array.sharding == layout and array.dtype == value.dtype
+        np.testing.assert_array_equal(array, value)

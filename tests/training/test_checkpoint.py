@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from veojax import sharding
+from veojax import processes, sharding
 from veojax.training import checkpoint, step as train_step
 
 
@@ -99,16 +99,19 @@ def test_a_changed_bit_is_found(folder, seed):
   equal(state, state_at(int(state.step)))
 
 
-@pytest.mark.parametrize('error', [ValueError('UNAVAILABLE: connection refused'), TimeoutError('after 60 s'),
-                                   jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')])
-def test_what_may_pass_is_no_damage(folder, monkeypatch, error):
+@pytest.mark.parametrize('error, by_itself', [
+    (ValueError('UNAVAILABLE: connection refused'), True), (TimeoutError('after 60 s'), True),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), False),
+    (ValueError('PERMISSION_DENIED: log in'), False)])
+def test_what_may_pass_is_no_damage(folder, monkeypatch, error, by_itself):
   saved = checkpoint.Checkpoints(folder)
   def fail(*_):
     raise error
   with monkeypatch.context() as context:
     context.setattr(saved._checkpointer, 'load_checkpointables', fail)
-    with pytest.raises(ValueError, match='cannot be read now.*start again'):
+    with pytest.raises(ValueError, match='cannot be read now.*start again') as raised:
       saved.restore(abstract())
+    assert isinstance(raised.value, processes.Passing) == by_itself
   assert int(saved.restore(abstract())[0].step) == 5
   saved.close()
 

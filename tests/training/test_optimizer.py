@@ -69,6 +69,18 @@ def test_muons_update_of_a_hidden_matrix_is_orthogonal_and_of_the_declared_size(
       assert 0.6 < np.median(singular) / scale < 1.3
 
 
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_what_decays_is_what_is_said_to(kind):
+  """Without a gradient nothing else moves; beside Muon the hidden layers' matrices alone decay."""
+  model = jax.tree.map(lambda x: jnp.ones_like(x), make_dit())
+  tx = optimizer.make(dataclasses.replace(MUON, kind=kind, weight_decay=0.1), 10)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model)
+  moved = {name for name, x in weights.names(updates).items() if jnp.any(x)}
+  expected = optimizer.decayed(model) if kind == 'adamw' else optimizer.matrices(model)
+  structure = jax.tree.structure(model)
+  assert moved == {name for name, told in zip(weights.names(model), structure.flatten_up_to(expected)) if told}
+
+
 @pytest.mark.parametrize('mesh', [MeshConfig(data=1, fsdp=2, context=2, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2),
                                   MeshConfig(data=2, fsdp=4, slices=2)], ids=['split', 'replicas', 'slices'])
 def test_muon_updates_a_sharded_model_as_it_updates_a_whole_one(mesh):

@@ -71,3 +71,16 @@ def test_without_a_bound_every_finite_step_is_applied():
   state, in_a_row = after([1, 1e6], UNBOUNDED)
   assert in_a_row == [0, 0]
   np.testing.assert_array_equal(state.model['w'], np.full(4, -(1 + 1e6) / 2, np.float32))
+
+
+def test_a_step_keeps_every_type_and_what_stays_as_it_is():
+  """Of a model with a frozen half in bfloat16, as AnimateDiff's."""
+  frozen = jnp.linspace(-3, 3, 101, dtype=jnp.bfloat16)
+  tx = optax.masked(optax.sgd(1.0), {'w': True, 'frozen': False})
+  step = train_step.make(loss, tx, (0.9,), EXPLOSION)
+  state = train_step.init(lambda key: {'w': jnp.zeros(4), 'frozen': frozen + 0}, tx, jax.random.key(0))
+  before = jax.tree.map(lambda x: x.dtype, state)
+  for _ in range(3):
+    state, _ = step(state, jax.random.key(0), jnp.ones((1, 4)))
+  assert jax.tree.map(lambda x: x.dtype, state) == before
+  np.testing.assert_array_equal(state.ema[0]['frozen'], frozen)

@@ -172,9 +172,10 @@ class Model:
   def laid_out(self) -> DiT:
     """The transformer over the mesh in force, where it stays until another mesh asks for it."""
     mesh = jax.sharding.get_mesh()
-    if any(getattr(x.sharding, 'mesh', None) != mesh for x in jax.tree.leaves(self.dit)):
+    lies_on = lambda x: getattr(x.sharding, 'mesh', None) if isinstance(x, jax.Array) else None
+    if any(lies_on(x) != mesh for x in jax.tree.leaves(self.dit)):
       layout = weights.abstract(lambda rngs: DiT(self.config.dit, rngs=rngs))
-      self.dit = jax.tree.map(lambda x, s: jax.device_put(x, sharding.named(mesh, s.sharding.spec)), self.dit, layout)
+      self.dit = jax.tree.map(lambda x, s: weights.put(x, sharding.named(mesh, s.sharding.spec)), self.dit, layout)
     return self.dit
 
   def rows(self, latents: Sequence[latent_clip.LatentClip], prompts: list[str], negative_prompt: str,
@@ -225,13 +226,21 @@ class Model:
 
 def load(name) -> Model | PublishedModel | Cascade:
   """A model by its folder, or by its name where it comes with the package ('world'); RUN/checkpoints/STEP, of a run that
-  may go on: the first average of the weights at that step. Raises ValueError where there is none, or the files do not
-  belong together."""
+  may go on: the first average of the weights at that step. A transformer stays on the host until `laid_out` puts it on
+  devices. Raises ValueError where there is none, or the files do not belong together."""
   folder = weights.locate(name)
   if published_model.is_converted(folder):
     return published_model.load(folder)
   if cascade.is_cascade(folder):
     return cascade.load(folder)
+  model = outline(name)
+  model.dit = read_weights(name, model.dit)
+  return model
+
+
+def outline(name) -> Model:
+  """A model whose transformer is shapes alone; its folder's other files are read. Raises ValueError as `load` does."""
+  folder = weights.locate(name)
   run = run_checkpoint.run_of(folder)
   if not ((run or folder) / 'model.json').exists():
     raise ValueError(f'{name} holds no model (no model.json in it); '
@@ -239,21 +248,29 @@ def load(name) -> Model | PublishedModel | Cascade:
                      f'{name} is a checkpoint of {run}, which has no model.json: of other runs than the transformer\'s '
                      'checkpoints hold no whole model, so give the run; the transformer\'s has one as soon as its '
                      'training is started again')
-  config = read_config(run or folder)
   if run is not None:
-    name, flat, folder = f'{run}@{folder.name}', run_checkpoint.average(folder), run
+    name, folder = f'{run}@{folder.name}', run
+  config = read_config(folder)
+  dit = weights.abstract(lambda rngs: DiT(config.dit, rngs=rngs))
+  # The codecs belong to no mesh, so that they can be called anywhere.
+  video, audio = (codecs.load(path, kind) if (path := codec_file.of(folder, kind)).exists() else None
+                  for kind in codecs.KINDS)
+  video = patched(video, config.video_patch)
+  return Model(config, dit, video, audio, Tokenizer.load(folder / TOKENIZER), name=str(name))
+
+
+def read_weights(name, dit: DiT) -> DiT:
+  """`dit` with the weights of a model's folder or checkpoint, as float32 arrays of this host. Raises ValueError as
+  `load` does."""
+  folder = weights.locate(name)
+  if run_checkpoint.run_of(folder) is not None:
+    flat = run_checkpoint.average(folder)
   elif run_checkpoint.steps(folder) and not weights.found(folder / WEIGHTS):
     raise ValueError(f'{name} is not finished, and has no {WEIGHTS} yet; give one of its checkpoints: '
                      f'{run_checkpoint.told(folder)}')
   else:
     flat, _ = weights.load(folder / WEIGHTS)
-  dit = weights.replace(weights.abstract(lambda rngs: DiT(config.dit, rngs=rngs)), flat)
-  with sharding.default_mesh():
-    dit = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), dit)  # float16 in the package
-  # The codecs belong to no mesh, so that they can be called anywhere.
-  video, audio = (codecs.load(path, kind) if (path := codec_file.of(folder, kind)).exists() else None
-                  for kind in codecs.KINDS)
-  return Model(config, dit, patched(video, config.video_patch), audio, Tokenizer.load(folder / TOKENIZER), name=str(name))
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), weights.replace(dit, flat))  # float16 in the package
 
 
 def read_config(folder) -> ModelConfig:

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
-from veojax import files, sharding
+from veojax import files, processes, sharding
 from veojax.models import checksum, orbax_s3
 
 FOLDER, AVERAGES, SUMS = 'checkpoints', 'ema', 'sums'
 
-# Of a store that cannot be reached, and of a machine without room; as Python, tensorstore and XLA say it.
-PASSING = ConnectionError, TimeoutError, MemoryError
-STATUSES = 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'UNAUTHENTICATED', 'PERMISSION_DENIED'
+# As tensorstore and XLA say it: of a store that cannot be reached, and of what a person must see to, a machine without
+# room and a store that does not know them.
+UNREACHABLE = 'UNAVAILABLE', 'DEADLINE_EXCEEDED'
+TO_MEND = 'RESOURCE_EXHAUSTED', 'UNAUTHENTICATED', 'PERMISSION_DENIED'
 
 
 class Damaged(Exception):
@@ -83,16 +84,24 @@ def _alone() -> ocp.Context:
   return context
 
 
+def unreachable(error: Exception) -> bool:
+  """Whether a store could not be reached, which may be otherwise soon."""
+  return isinstance(error, (ConnectionError, TimeoutError)) or any(status in str(error) for status in UNREACHABLE)
+
+
 @contextlib.contextmanager
 def readable():
-  """Whatever goes wrong in reading is damage, but for what a person may not read, and what may pass: ValueError."""
+  """Whatever goes wrong in reading is damage, but for what a person may not read or has no room for, ValueError, and
+  what passes by itself, `processes.Passing`."""
   try:
     yield
   except PermissionError:
     raise
   except Exception as error:  # Orbax and tensorstore raise many kinds for files that are not what they should be
     reason = str(error).strip().split('\n', 1)[0] or type(error).__name__
-    if isinstance(error, PASSING) or any(status in str(error) for status in STATUSES):
-      raise ValueError(f'a checkpoint cannot be read now: {reason}; it is left as it is, start again when that has '
-                       'passed') from error
+    told = f'a checkpoint cannot be read now: {reason}; it is left as it is, start again when that has passed'
+    if unreachable(error):
+      raise processes.Passing(told) from error
+    if isinstance(error, MemoryError) or any(status in str(error) for status in TO_MEND):
+      raise ValueError(told) from error
     raise Damaged(reason) from error

@@ -55,7 +55,15 @@ def replace(tree, flat: dict):
 def like(tree, other):
   """`other`'s values, each with the type and the layout that `tree` has. Raises ValueError as `replace` does."""
   values = replace(tree, names(other))
-  return jax.tree.map(lambda x, value: jax.device_put(np.asarray(value, x.dtype), x.sharding), tree, values)
+  return jax.tree.map(lambda x, value: put(np.asarray(value, x.dtype), x.sharding), tree, values)
+
+
+def put(value, layout: jax.sharding.Sharding) -> jax.Array:
+  """A host's array, or one of other devices, in a layout. Of a host's each device gets its part alone: `device_put`
+  would, of several processes, gather all that they have on every device, to compare."""
+  if isinstance(value, jax.Array):
+    return jax.device_put(value, layout)
+  return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
 
 def save(path, tree, metadata: dict, dtype=None, part_bytes: int | None = None):

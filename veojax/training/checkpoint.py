@@ -89,17 +89,17 @@ class Checkpoints:
 
   def _together(self, do):
     """do(), which writes; where it fails in any process, all raise ValueError, and none counts what was not written."""
-    problem = ''
+    problem, kind = '', ValueError
     try:
       with explained(self.folder):
         do()
     except ValueError as error:
-      problem = str(error)
+      problem, kind = str(error), type(error)
     problem = processes.agree(problem)
     if problem:
       self._pending = None
       self._open()
-      raise ValueError(problem)
+      raise kind(problem)
 
   def restore(self, abstract: State) -> tuple[State, int] | None:
     """The newest state, laid out as `abstract` (of jax.ShapeDtypeStruct with shardings), and the next row; None if
@@ -191,5 +191,6 @@ def explained(folder):
     yield
   except (OSError, RuntimeError, ValueError) as error:  # tensorstore's are ValueErrors
     reason = getattr(error, 'strerror', None) or str(error).strip().split('\n', 1)[0]
-    raise ValueError(f'checkpoint in {folder}: {reason}; free some space or mend the permissions '
-                     '(the checkpoints before it are kept)') from error
+    kind, remedy = ((processes.Passing, 'wait until that has passed') if run_checkpoint.unreachable(error) else
+                    (ValueError, 'free some space or mend the permissions'))
+    raise kind(f'checkpoint in {folder}: {reason}; {remedy} (the checkpoints before it are kept)') from error

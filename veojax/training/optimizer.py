@@ -1,5 +1,7 @@
-"""AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers with AdamW for all
-else; with warm-up, a schedule and clipping by global norm.
+"""AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) for the matrices of hidden layers with NAdam (Dozat
+2016: Adam with Nesterov's momentum) for all else; with warm-up, a schedule and clipping by global norm. Beside Muon
+`weight_decay` is that of the hidden layers' matrices alone: NAdam's half, which has what enters and leaves the network,
+does not decay.
 
 Muon's update of a matrix has the root mean square `update_rms` whatever its shape (Liu et al. 2025, eq. 4): with 0.2,
 about that of AdamW, one learning rate serves both.
@@ -31,7 +33,7 @@ class OptimizerConfig:
   eps: float = 1e-8
   momentum: float = 0.95    # muon's
   update_rms: float = 0.2   # muon's
-  weight_decay: float = 0.0
+  weight_decay: float = 0.0  # of `decayed`; of kind muon, of those that `matrices` names alone
   clip_norm: float = 1.0
   state_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of moments and momentum
 

@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 
 from rich import console
@@ -115,6 +116,9 @@ def written(workdir):
   try:
     yield
   except OSError as error:
+    if processes.passes(error):
+      raise processes.Passing(f'{workdir} cannot be written now ({error.strerror or error}); start again when that has '
+                              'passed') from None
     raise ValueError(f'{workdir} cannot be written ({error.strerror or error}); free some space, or give a --workdir you '
                      'can write to') from None
 
@@ -124,10 +128,25 @@ def codec_of(config: TransformerRun, workdir, kind: str):
   named = getattr(config, f'{kind}_codec')
   if not named:
     return None
-  path = files.path(named)
-  if path.suffix == '.py':
-    inner = build(read_config(path))
-    data = inner.data or mixing.parts(config.data)[0].path
+  if (inner := inner_run(config, kind)) is None:
+    return codecs.load(files.path(named), kind)
+  data = inner.data or mixing.parts(config.data)[0].path
+  try:
     train(dataclasses.replace(inner, data=data), workdir / f'{kind}_vae')
-    path = workdir / f'{kind}_vae'
-  return codecs.load(path, kind)
+  except processes.Passing:
+    raise
+  except ValueError as error:
+    raise ValueError(f'{named}, the {kind} codec that is trained first: {error}') from error
+  return codecs.load(workdir / f'{kind}_vae', kind)
+
+
+def inner_run(config: TransformerRun, kind: str):
+  """The run of a codec that is trained inside the transformer's; None where it is not."""
+  named = getattr(config, f'{kind}_codec')
+  return build(read_config(named)) if named.endswith('.py') else None
+
+
+def rows(config: TransformerRun) -> int:
+  """What divides the batches of a run and of the codecs that are trained inside it."""
+  inner = [run for kind in codecs.KINDS if (run := inner_run(config, kind))]
+  return math.gcd(*(run.loop.batch_size for run in (config, *inner)))

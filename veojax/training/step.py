@@ -84,7 +84,8 @@ def make(loss_fn, tx, ema_decays: tuple[float, ...], explosion: float = 0.0, cha
     model = optax.apply_updates(state.model, updates)
     ema = tuple(optax.incremental_update(model, old, ema_rate(decay, state.step))
                 for decay, old in zip(ema_decays, state.ema, strict=True))
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+    # In the type it has: the float32 rate would make a bfloat16 average float32.
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(sound, a.astype(b.dtype), b), new, old)
     state = State(state.step + 1, state.skipped + jnp.where(sound, 0, 1),
                   jnp.where(sound, 0, state.skipped_in_a_row + 1), level, keep(model, state.model),
                   keep(ema, state.ema), keep(opt, state.opt))

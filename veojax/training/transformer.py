@@ -101,7 +101,7 @@ class TransformerStage(TransformerStep):
     self.video_codec, self.audio_codec = patched(video_codec, config.video_patch), audio_codec
     self.parts = mixing.parts(config.data)
     self.dataset = datasets.open_dataset(self.parts[0].path)
-    self._start = models.load(config.start) if config.start else None
+    self._start = models.outline(config.start) if config.start else None
     self.tokenizer = self._start.tokenizer if self._start else Tokenizer.load(self.dataset.tokenizer_path)
     self._check()
     self._loss = jax.jit(self.loss)
@@ -135,7 +135,9 @@ class TransformerStage(TransformerStep):
                          f'video_patch={self._start.config.video_patch}')
 
   def begin(self, model):
-    return weights.like(model, self._start.dit) if self._start else model
+    if self._start is None:
+      return model
+    return weights.like(model, models.read_weights(self.config.start, self._start.dit))
 
   def evaluate(self, ema) -> dict[str, float]:
     return heldout.losses(ema, self, self._loss)
