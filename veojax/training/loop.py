@@ -83,8 +83,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
   """
   config, workdir = stage.config.loop, files.path(workdir)
   with sharding.use(stage.config.mesh) as mesh, contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(
-        checkpoint.Checkpoints(workdir / run_checkpoint.FOLDER, config.keep, config.keep_every, config.save_patience)))
+    checkpoints = stack.enter_context(
+        checkpoint.Checkpoints(workdir / run_checkpoint.FOLDER, config.keep, config.keep_every, config.save_patience))
     state, row = initial(stage, checkpoints, mesh)
     # Before the journal: Grain's import, which bends Python's own for a while, would break the bar's thread.
     batches = stack.enter_context(pipeline.make_iterator(
