@@ -219,6 +219,11 @@ def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, chan
   assert all(word in str(error.value) for word in words)
 
 
+def test_a_run_that_logs_at_no_interval_logs_its_last_step(folder):
+  run.train({**AUDIO, 'data': str(folder / 'data'), 'loop': {**AUDIO['loop'], 'log_every': 0}}, folder / 'quiet')
+  assert [line['step'] for line in journal.read(folder / 'quiet') if 'loss' in line] == [2]
+
+
 def test_losses_that_are_not_finite_change_nothing_and_end_the_run_with_the_clips_named(folder, monkeypatch, capsys):
   original = transformer.TransformerStage.loss
 
