@@ -219,6 +219,28 @@ def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, chan
   assert all(word in str(error.value) for word in words)
 
 
+SMALL_TEXT = {'dit': {**DIT['dit'], 'text': {**DIT['dit']['text'], 'vocab_size': 10}}}
+
+
+@pytest.mark.parametrize('changes, inner, words', [
+    (SMALL_TEXT, {}, ['dit.text.vocab_size is 10', 'raise it']),
+    ({'dit': {**DIT['dit'], 'video_channels': 5}}, {}, ['dit.video_channels=5', 'set it to 4']),
+    ({'loop': {**DIT['loop'], 'batch_size': 6}}, {}, ['loop.batch_size=6', 'a multiple of 8']),
+    ({}, {'loop': {**LOOP, 'batch_size': 4}}, ['audio.py, the audio codec', 'loop.batch_size=4', 'a multiple of 8']),
+    ({}, {'stage': 'animatediff'}, ['audio_codec=', 'stage=animatediff; give one of stage=audio_vae'])])
+def test_what_codecs_would_be_trained_in_vain_for_is_refused_before_and_may_be_changed(
+    folder, tmp_path, monkeypatch, changes, inner, words):
+  named = {}
+  for kind, stage in (('video', VIDEO), ('audio', {**AUDIO, **inner} if inner.get('stage') is None else inner)):
+    named[f'{kind}_codec'] = str(tmp_path / f'{kind}.py')
+    (tmp_path / f'{kind}.py').write_text(f'def get_config():\n  return {stage!r}\n')
+  monkeypatch.setattr(loop, 'fit', lambda stage, workdir: pytest.fail(f'{stage.name} was trained'))
+  with pytest.raises(ValueError) as error:
+    run.train(tree(folder, **named, **changes), tmp_path / 'run')
+  assert all(word in str(error.value) for word in words)
+  run.remember(run.build(tree(folder)), tmp_path / 'run')  # with another config: nothing has been trained with this one
+
+
 def test_a_run_that_logs_at_no_interval_logs_its_last_step(folder):
   run.train({**AUDIO, 'data': str(folder / 'data'), 'loop': {**AUDIO['loop'], 'log_every': 0}}, folder / 'quiet')
   assert [line['step'] for line in journal.read(folder / 'quiet') if 'loss' in line] == [2]

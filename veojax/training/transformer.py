@@ -69,6 +69,19 @@ class TransformerRun:
     if not 0 <= self.caption_dropout <= 1:
       raise ValueError(f'caption_dropout={self.caption_dropout}; give a share in [0, 1]')
 
+  def check_tokenizer(self, tokenizer: Tokenizer):
+    """Raises ValueError where captions have more pieces than the text encoder has embeddings for."""
+    if tokenizer.vocab_size > self.dit.text.vocab_size:
+      raise ValueError(f'the data\'s tokenizer has {tokenizer.vocab_size} pieces, dit.text.vocab_size is '
+                       f'{self.dit.text.vocab_size}; raise it to at least that')
+
+  def check_channels(self, kind: str, channels: int):
+    """Raises ValueError where a codec, 'video' or 'audio', makes tokens of other channels than the model's."""
+    mine = getattr(self.dit, f'{kind}_channels')
+    if channels != mine:
+      raise ValueError(f'dit.{kind}_channels={mine}, but the {kind} codec has {channels} latent channels; set it to '
+                       f'{channels}')
+
 
 class TransformerStep:
   """What initialising and stepping need: the config alone."""
@@ -119,14 +132,10 @@ class TransformerStage(TransformerStep):
 
   def _check(self):
     config = self.config
-    if self.tokenizer.vocab_size > config.dit.text.vocab_size:
-      raise ValueError(f'the data\'s tokenizer has {self.tokenizer.vocab_size} pieces, dit.text.vocab_size is '
-                       f'{config.dit.text.vocab_size}; raise it to at least that')
+    config.check_tokenizer(self.tokenizer)
     for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
-      channels = getattr(config.dit, f'{name}_channels')
-      if codec is not None and codec.latent_channels != channels:
-        raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} '
-                         f'latent channels; set it to {codec.latent_channels}')
+      if codec is not None:
+        config.check_channels(name, codec.latent_channels)
     for kind in codecs.KINDS if self._start else ():
       theirs, ours = (codec and codec.hash() for codec in (getattr(x, f'{kind}_codec') for x in (self._start, self)))
       if theirs != ours:
