@@ -14,6 +14,7 @@ import pytest
 from tests.training.interrupted import stopped_at
 from veojax import cli, sharding
 from veojax.data import datasets, media, prepare
+from veojax.data.tokenizer import Tokenizer
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
 from veojax.generation import codecs, model as models
@@ -239,6 +240,32 @@ def test_what_codecs_would_be_trained_in_vain_for_is_refused_before_and_may_be_c
     run.train(tree(folder, **named, **changes), tmp_path / 'run')
   assert all(word in str(error.value) for word in words)
   run.remember(run.build(tree(folder)), tmp_path / 'run')  # with another config: nothing has been trained with this one
+
+
+@pytest.mark.parametrize('kind', ['video', 'audio', 'tokenizer'])
+def test_a_run_goes_on_with_what_it_has_trained_with(folder, tmp_path, monkeypatch, kind):
+  """Without a cache of latents, which would know the codecs that have made it."""
+  monkeypatch.setattr(loop, 'fit', lambda stage, workdir: {})
+  workdir, changes = tmp_path / 'run', {'latents': 'on_the_fly'}
+  run.train(tree(folder, **changes), workdir)
+  other = {**changes, f'{kind}_codec': str(tmp_path / 'shifted.safetensors')}
+  if kind == 'tokenizer':
+    other = {**changes, 'data': str(shutil.copytree(folder / 'data', tmp_path / 'data'))}
+    Tokenizer.train(['other captions'], tmp_path / 'data' / 'text.model', 300)
+  else:
+    codec = codecs.load(folder / kind, kind)
+    dataclasses.replace(codec, mean_C=codec.mean_C + 1).save(tmp_path / 'shifted.safetensors')
+  run.train(tree(folder, **other), workdir)  # nothing has been trained yet
+  run.train(tree(folder, **changes), workdir)
+  (workdir / 'checkpoints' / '2').mkdir(parents=True)
+  run.train(tree(folder, **changes), workdir)
+  with pytest.raises(ValueError, match=f'another {kind}.*--workdir'):
+    run.train(tree(folder, **other), workdir)
+
+
+def test_workers_cannot_encode(folder):
+  with pytest.raises(ValueError, match='loop.num_workers=2 with latents=on_the_fly.*num_workers=0'):
+    run.build(tree(folder, latents='on_the_fly', loop={**LOOP, 'num_workers': 2}))
 
 
 def test_a_run_that_logs_at_no_interval_logs_its_last_step(folder):
