@@ -14,7 +14,6 @@ import pytest
 from tests.training.interrupted import stopped_at
 from veojax import cli, sharding
 from veojax.data import datasets, media, prepare
-from veojax.data.tokenizer import Tokenizer
 from veojax.data.world import WorldConfig
 from veojax.evaluation import quickstart
 from veojax.generation import codecs, model as models
@@ -218,54 +217,6 @@ def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, chan
     run.train(tree(folder, **changes), tmp_path / 'refused')
   assert '\n' not in str(error.value)
   assert all(word in str(error.value) for word in words)
-
-
-SMALL_TEXT = {'dit': {**DIT['dit'], 'text': {**DIT['dit']['text'], 'vocab_size': 10}}}
-
-
-@pytest.mark.parametrize('changes, inner, words', [
-    (SMALL_TEXT, {}, ['dit.text.vocab_size is 10', 'raise it']),
-    ({'dit': {**DIT['dit'], 'video_channels': 5}}, {}, ['dit.video_channels=5', 'set it to 4']),
-    ({'loop': {**DIT['loop'], 'batch_size': 6}}, {}, ['loop.batch_size=6', 'a multiple of 8']),
-    ({}, {'loop': {**LOOP, 'batch_size': 4}}, ['audio.py, the audio codec', 'loop.batch_size=4', 'a multiple of 8']),
-    ({}, {'stage': 'animatediff'}, ['audio_codec=', 'stage=animatediff; give one of stage=audio_vae'])])
-def test_what_codecs_would_be_trained_in_vain_for_is_refused_before_and_may_be_changed(
-    folder, tmp_path, monkeypatch, changes, inner, words):
-  named = {}
-  for kind, stage in (('video', VIDEO), ('audio', {**AUDIO, **inner} if inner.get('stage') is None else inner)):
-    named[f'{kind}_codec'] = str(tmp_path / f'{kind}.py')
-    (tmp_path / f'{kind}.py').write_text(f'def get_config():\n  return {stage!r}\n')
-  monkeypatch.setattr(loop, 'fit', lambda stage, workdir: pytest.fail(f'{stage.name} was trained'))
-  with pytest.raises(ValueError) as error:
-    run.train(tree(folder, **named, **changes), tmp_path / 'run')
-  assert all(word in str(error.value) for word in words)
-  run.remember(run.build(tree(folder)), tmp_path / 'run')  # with another config: nothing has been trained with this one
-
-
-@pytest.mark.parametrize('kind', ['video', 'audio', 'tokenizer'])
-def test_a_run_goes_on_with_what_it_has_trained_with(folder, tmp_path, monkeypatch, kind):
-  """Without a cache of latents, which would know the codecs that have made it."""
-  monkeypatch.setattr(loop, 'fit', lambda stage, workdir: {})
-  workdir, changes = tmp_path / 'run', {'latents': 'on_the_fly'}
-  run.train(tree(folder, **changes), workdir)
-  other = {**changes, f'{kind}_codec': str(tmp_path / 'shifted.safetensors')}
-  if kind == 'tokenizer':
-    other = {**changes, 'data': str(shutil.copytree(folder / 'data', tmp_path / 'data'))}
-    Tokenizer.train(['other captions'], tmp_path / 'data' / 'text.model', 300)
-  else:
-    codec = codecs.load(folder / kind, kind)
-    dataclasses.replace(codec, mean_C=codec.mean_C + 1).save(tmp_path / 'shifted.safetensors')
-  run.train(tree(folder, **other), workdir)  # nothing has been trained yet
-  run.train(tree(folder, **changes), workdir)
-  (workdir / 'checkpoints' / '2').mkdir(parents=True)
-  run.train(tree(folder, **changes), workdir)
-  with pytest.raises(ValueError, match=f'another {kind}.*--workdir'):
-    run.train(tree(folder, **other), workdir)
-
-
-def test_workers_cannot_encode(folder):
-  with pytest.raises(ValueError, match='loop.num_workers=2 with latents=on_the_fly.*num_workers=0'):
-    run.build(tree(folder, latents='on_the_fly', loop={**LOOP, 'num_workers': 2}))
 
 
 def test_a_run_that_logs_at_no_interval_logs_its_last_step(folder):
