@@ -2,6 +2,7 @@
 
 TOY: trains a matrix on made-up rows instead of what the config says, which takes no time to compile.
 FULL=STEP:INDEX: process INDEX can write no file of more than 64 kB while it saves the checkpoint of that step.
+FAIL=STEP:INDEX: process INDEX has an error of its own before that step.
 PAUSE=SECONDS: between steps, so that signals meet the run in them.
 """
 import contextlib
@@ -101,6 +102,16 @@ def fill_disk(step: int, index: int):
   checkpoint.Checkpoints.save = save
 
 
+def fail(step: int, index: int):
+  original = loop.interludes
+
+  def interludes(stage, state, row, at, *rest):
+    original(stage, state, row, at, *rest)
+    if at == step and jax.process_index() == index:
+      raise ValueError('an error of one process alone')
+  loop.interludes = interludes
+
+
 def pause(seconds: float):
   original = loop.interludes
 
@@ -122,5 +133,7 @@ if __name__ == '__main__':
     fill_disk(*map(int, full.split(':')))
   if os.environ.get('TOY'):
     run.train = train_toy
+  if failing := os.environ.get('FAIL'):
+    fail(*map(int, failing.split(':')))
   pause(float(os.environ.get('PAUSE', 0)))
   sys.exit(cli.main(sys.argv[1:]))

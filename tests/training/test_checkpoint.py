@@ -155,6 +155,17 @@ def test_the_newest_and_every_kth_are_kept(tmp_path):
   assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 8, 10, 11]
 
 
+def test_an_error_is_told_without_waiting_for_other_processes_and_what_is_under_way_is_written(tmp_path, monkeypatch):
+  with pytest.raises(KeyError):
+    with checkpoint.Checkpoints(tmp_path) as saved:
+      saved.save(state_at(3), 30)
+      monkeypatch.setattr(checkpoint.processes, 'agree', lambda problem: pytest.fail('waited for the others'))
+      raise KeyError
+  monkeypatch.undo()
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    equal(saved.restore(abstract())[0], state_at(3))
+
+
 def test_what_a_killed_save_left_is_removed(folder):
   partial = folder / '7.orbax-checkpoint-tmp'
   shutil.copytree(folder / '5', partial)

@@ -120,6 +120,17 @@ def test_a_quadratic_in_every_parameter_goes_down(kind):
   assert float(loss(run(model))) < 0.7 * float(loss(model))
 
 
+def test_a_clip_norm_of_nothing_clips_nothing_and_a_negative_one_is_refused():
+  """With the same state as another, so that a run may change it."""
+  params = {'w_a': jnp.ones((4,))}
+  without, far = (optimizer.make(dataclasses.replace(MUON, kind='adamw', clip_norm=norm), 10) for norm in (0.0, 1e9))
+  first = lambda tx: tx.update({'w_a': jnp.arange(4.0)}, tx.init(params), params)
+  jax.tree.map(np.testing.assert_array_equal, first(without), first(far))
+  assert float(jnp.abs(first(without)[0]['w_a']).max()) > 0
+  with pytest.raises(ValueError, match='clip_norm=-1.0.* 0 for no clipping'):
+    OptimizerConfig(clip_norm=-1.0)
+
+
 # State in bfloat16.
 
 

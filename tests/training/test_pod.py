@@ -96,6 +96,15 @@ def test_killed_stopped_and_told_to_stop_the_run_ends_as_if_nothing_had_happened
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.parametrize('victim', [0, 1])
+def test_an_error_of_one_process_ends_the_run_and_is_told(folder, victim):
+  """After a save, while the others are in the step that it does not take."""
+  with pod.Pod(folder, f'failing{victim}', pod.tree(folder), TOY='1', FAIL=f'5:{victim}') as failing:
+    assert failing.finish() == 2, failing.said()
+  assert 'veojax: an error of one process alone' in failing.said()
+  assert 4 in [int(p.name) for p in (failing.workdir / 'checkpoints').iterdir() if p.name.isdigit()]
+
+
 def test_another_number_of_processes_goes_on_from_the_same_row(folder, alone, two):
   """From two processes of two devices to this one with eight: as if all steps had been taken here."""
   workdir = two[0].workdir

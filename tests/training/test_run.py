@@ -219,6 +219,11 @@ def test_what_does_not_go_together_is_refused_at_the_door(folder, tmp_path, chan
   assert all(word in str(error.value) for word in words)
 
 
+def test_a_run_that_logs_at_no_interval_logs_its_last_step(folder):
+  run.train({**AUDIO, 'data': str(folder / 'data'), 'loop': {**AUDIO['loop'], 'log_every': 0}}, folder / 'quiet')
+  assert [line['step'] for line in journal.read(folder / 'quiet') if 'loss' in line] == [2]
+
+
 def test_losses_that_are_not_finite_change_nothing_and_end_the_run_with_the_clips_named(folder, monkeypatch, capsys):
   original = transformer.TransformerStage.loss
 
@@ -362,7 +367,7 @@ def test_batches_of_codecs_trained_inside_count_too_and_what_is_wrong_with_one_i
   assert all(one.loop.batch_size % run.rows(config) == 0 for one in (config, *inner)) and run.rows(config) > 1
   config = dataclasses.replace(config, data=str(tmp_path / 'nowhere'))
   with pytest.raises(ValueError, match='configs/clips_video_vae.py, the video codec .*nowhere'):
-    run.train(config, tmp_path / 'run')
+    run.codec_of(config, tmp_path / 'run', 'video')
   named = dataclasses.replace(config, video_codec='world', audio_codec='')
   assert run.rows(named) == named.loop.batch_size
 

@@ -5,6 +5,7 @@ out of its vocabulary. Its pieces are those of byte pair encoding (Sennrich et a
 piece however few different words there are; sentencepiece's unigram models want a piece to be part of several words. A given model keeps its own ids; a special token
 that it lacks is left out (T5's has no beginning).
 """
+import hashlib
 import io
 import itertools
 import logging
@@ -67,6 +68,10 @@ class Tokenizer:
   def save(self, path):
     """Writes the `.model` file."""
     files.write(path, self._model)
+
+  def hash(self) -> str:
+    """Sixteen hex digits that change with any piece."""
+    return hashlib.sha256(self._model).hexdigest()[:16]
 
   @property
   def vocab_size(self) -> int:

@@ -13,6 +13,8 @@ from veojax import files, processes
 from veojax.models import weights
 
 ARRAYS = ('mean_C', 'std_C')
+NAME = 'codec.safetensors'  # in the folder of the run that has trained it
+
 
 class Stored:
   """What every codec can do because it has a `vae` and the statistics of its latents, and names the classes VAE and
@@ -56,7 +58,7 @@ def locate(name, kind: str):
   if not path.is_dir():
     return path
   of_model = of(path, kind)
-  return of_model if of_model.exists() else path / 'codec.safetensors'
+  return of_model if of_model.exists() else path / NAME
 
 
 def of(folder, kind: str):

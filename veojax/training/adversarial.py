@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from veojax.training.optimizer import clipping
+
 stop = jax.lax.stop_gradient
 
 
@@ -37,7 +39,7 @@ class AdversarialConfig:
   learning_rate: float = 1e-4   # of the discriminator, constant from `start` on: Adam
   b1: float = 0.5
   b2: float = 0.9
-  clip_norm: float = 1.0        # of the discriminator's gradient
+  clip_norm: float = 1.0        # of the discriminator's gradient; 0: it is not clipped
 
   def __post_init__(self):
     for name, value in vars(self).items():
@@ -67,7 +69,7 @@ def optimizer(config: AdversarialConfig, codec_tx: optax.GradientTransformation)
   if not config.weight:
     return codec_tx
   parts = {'codec': codec_tx, 'discriminator': optax.chain(
-      optax.clip_by_global_norm(config.clip_norm), optax.adam(config.learning_rate, config.b1, config.b2))}
+      clipping(config.clip_norm), optax.adam(config.learning_rate, config.b1, config.b2))}
 
   def update(grads, state, params):
     both = {name: tx.update(grads[name], state[name], params[name]) for name, tx in parts.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
 from veojax.generation import codecs, export
-from veojax.models import audio_codec, layers
+from veojax.models import audio_codec, codec_file, layers
 from veojax.models.audio_codec import AudioCodec
 from veojax.models.audio_vae import AudioVAE, AudioVAEConfig
 from veojax.models.discriminator import AudioDiscriminator, AudioDiscriminatorConfig
@@ -142,7 +142,7 @@ class AudioVAEStage(AudioVAEStep):
     files.write(folder / f'{step:07d}.png', export.spectrogram(sample))
 
   def export(self, ema, workdir):
-    self.codec(ema).save(workdir / 'codec.safetensors')
+    self.codec(ema).save(workdir / codec_file.NAME)
 
   def clips(self, row: int) -> list[str]:
     """The name of the clip in a row."""

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 class Checkpoints:
   """The checkpoints in one folder: the newest `keep` are kept, and every `keep_every`-th step (0: none). `save` returns
-  at once; `close` waits for what is under way. A save that takes more than `patience` seconds has failed: where one
-  process cannot write, the others wait that long for it."""
+  at once; `close`, as the end of a `with`, waits for what is under way. A save that takes more than `patience` seconds
+  has failed: where one process cannot write, the others wait that long for it."""
 
   def __init__(self, folder, keep: int = 2, keep_every: int = 0, patience: int = 1200):
     self.folder, self.keep, self.keep_every = files.absolute(folder), keep, keep_every
@@ -176,6 +176,22 @@ class Checkpoints:
   def close(self):
     self.wait()
     self._checkpointer.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    if kind is None:
+      self.close()
+      return
+    # The error may be this process's alone: the others then wait elsewhere for it, and it must not wait for them here.
+    # Their part of a checkpoint that is under way their own threads write.
+    try:
+      if self._pending is not None:
+        self._pending.result()
+      self._checkpointer.close()
+    except Exception as error:
+      log.warning('the checkpoint that was under way in %s could not be written: %s', self.folder, error)
 
 
 def _sum(progress: dict) -> np.ndarray:

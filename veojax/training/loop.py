@@ -34,7 +34,7 @@ class LoopConfig:
   accumulate: int = 1         # micro-batches of one update
   ema_decays: tuple[float, ...] = (0.999,)  # averages of the weights; the first is drawn from and exported,
                                             # others beside it
-  log_every: int = 20
+  log_every: int = 20         # and of the last step; 0: of that alone
   evaluate_every: int = 500
   sample_every: int = 1000
   save_every: int = 500
@@ -83,8 +83,8 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
   """
   config, workdir = stage.config.loop, files.path(workdir)
   with sharding.use(stage.config.mesh) as mesh, contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(
-        checkpoint.Checkpoints(workdir / run_checkpoint.FOLDER, config.keep, config.keep_every, config.save_patience)))
+    checkpoints = stack.enter_context(
+        checkpoint.Checkpoints(workdir / run_checkpoint.FOLDER, config.keep, config.keep_every, config.save_patience))
     state, row = initial(stage, checkpoints, mesh)
     # Before the journal: Grain's import, which bends Python's own for a while, would break the bar's thread.
     batches = stack.enter_context(pipeline.make_iterator(
@@ -116,7 +116,7 @@ def fit(stage: Stage, workdir) -> dict[str, float]:
       if before is not None:
         last = journal.log(*before)
       before = ((step + 1, metrics, waited)
-                if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps else None)
+                if due(config.log_every, step + 1) or step + 1 == config.num_steps else None)
       journal.advance(step + 1)
       watch.mark()
     if before is not None:
@@ -183,17 +183,21 @@ def put(batches: list, stage):
   return jax.tree.map(one, spec, *batches, is_leaf=lambda x: isinstance(x, P))
 
 
+def due(every: int, step: int) -> bool:
+  """Whether what happens every so many steps happens at this one; every 0 is never."""
+  return every > 0 and step % every == 0
+
+
 def interludes(stage, state, row, step, checkpoints, journal, workdir):
-  """What happens between steps, each at its own interval; an interval of 0 is never."""
+  """What happens between steps, each at its own interval."""
   config = stage.config.loop
-  due = lambda every: every and step % every == 0
-  if due(config.evaluate_every):
+  if due(config.evaluate_every, step):
     with watch.marked():
       journal.evaluated(step, evaluate(stage, state))
-  if due(config.sample_every):
+  if due(config.sample_every, step):
     with watch.marked():
       journal.attempt('drawing samples', lambda: stage.draw(state.ema[0], step, workdir))
-  if due(config.save_every):
+  if due(config.save_every, step):
     with watch.marked():
       journal.attempt('saving a checkpoint', lambda: checkpoints.save(state, row))
 

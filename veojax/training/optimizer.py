@@ -34,8 +34,12 @@ class OptimizerConfig:
   momentum: float = 0.95    # muon's
   update_rms: float = 0.2   # muon's
   weight_decay: float = 0.0  # of `decayed`; of kind muon, of those that `matrices` names alone
-  clip_norm: float = 1.0
+  clip_norm: float = 1.0     # of the whole gradient; 0: it is not clipped
   state_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of moments and momentum
+
+  def __post_init__(self):
+    if not self.clip_norm >= 0:
+      raise ValueError(f'clip_norm={self.clip_norm}; give a positive number, or 0 for no clipping')
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -147,6 +151,11 @@ def mixed(h):
   return h ^ (h >> 16)
 
 
+def clipping(norm: float) -> optax.GradientTransformation:
+  """Of a gradient to a global norm of at most `norm`; 0 leaves it as it is."""
+  return optax.clip_by_global_norm(norm) if norm else optax.identity()
+
+
 def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
   rate = schedule(config, num_steps)
   if config.kind == 'adamw':
@@ -156,5 +165,5 @@ def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformatio
         rate, beta=config.momentum, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2,
         eps=config.eps, weight_decay_mask=decayed, consistent_rms=config.update_rms,
         muon_weight_dimension_numbers=matrices))
-  tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+  tx = optax.chain(clipping(config.clip_norm), tx)
   return in_bfloat16(tx) if config.state_dtype == 'bfloat16' else tx

@@ -10,8 +10,11 @@ from rich import console
 
 from veojax import config as door
 from veojax import files, processes, sharding
-from veojax.data import mixing
+from veojax.data import datasets, mixing
+from veojax.data.tokenizer import Tokenizer
 from veojax.generation import codecs
+from veojax.generation import model as models
+from veojax.models import codec_file, run_checkpoint, weights
 from veojax.training import journal, loop, watch
 from veojax.training.animatediff import AnimateDiffRun, AnimateDiffStage, AnimateDiffStep
 from veojax.training.audio_vae import AudioVAERun, AudioVAEStage, AudioVAEStep
@@ -73,8 +76,28 @@ def train(config, workdir) -> dict[str, float]:
       console.Console().print(f'{workdir} is finished: {config.loop.num_steps} steps; raise loop.num_steps to go on',
                               highlight=False)
     return {name: float(value) for name, value in journal.read(workdir)[-1].items()}
+  check(config, workdir)
   with watch.over(config.loop.hang_seconds):
     return loop.fit(stage_of(config, workdir), workdir)
+
+
+def check(config, workdir):
+  """Raises ValueError for what would else be found when codecs have been trained and latents encoded."""
+  with sharding.use(config.mesh):
+    loop.positions(config.loop.batch_size)
+  if not isinstance(config, TransformerRun):
+    return
+  if not config.start:  # that model's own is read with its weights
+    config.check_tokenizer(Tokenizer.load(datasets.open_dataset(mixing.parts(config.data)[0].path).tokenizer_path))
+  for kind in codecs.KINDS:
+    named, inner, folder = getattr(config, f'{kind}_codec'), inner_run(config, kind), workdir / f'{kind}_vae'
+    if inner is None or loop.is_done(inner.loop, folder):
+      continue
+    if inner.stage != folder.name:
+      raise ValueError(f'{kind}_codec={named} is a config of stage={inner.stage}; give one of stage={folder.name}')
+    config.check_channels(kind, inner.model.latent_channels * (config.video_patch ** 2 if kind == 'video' else 1))
+    with naming(named, kind):
+      check(inner, folder)
 
 
 def stage_of(config, workdir) -> loop.Stage:
@@ -93,11 +116,11 @@ def stage_of(config, workdir) -> loop.Stage:
 
 
 def remember(config, workdir):
-  """Writes config.json; on a second start compares, tells what changed, and refuses what would be another model."""
+  """Writes config.json; where a run has trained, compares, tells what changed, and refuses another model."""
   path, tree = workdir / 'config.json', door.to_tree(config)
   with written(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    if path.exists() and has_trained(workdir):
       # With the defaults of keys that are newer than the run.
       stored = door.to_tree(build(json.loads(path.read_text())))
       changed = door.differences(stored, tree)
@@ -108,6 +131,12 @@ def remember(config, workdir):
       for line in changed:
         console.Console().print(f'changed since the last start: {line}', highlight=False)
     files.write(path, json.dumps(tree, indent=2).encode())
+
+
+def has_trained(workdir) -> bool:
+  """Whether a work directory holds weights of a run, as checkpoints or as a model."""
+  return bool(run_checkpoint.steps(workdir) or (workdir / 'done').exists()
+              or any(weights.found(workdir / name) for name in (models.WEIGHTS, codec_file.NAME)))
 
 
 @contextlib.contextmanager
@@ -131,12 +160,8 @@ def codec_of(config: TransformerRun, workdir, kind: str):
   if (inner := inner_run(config, kind)) is None:
     return codecs.load(files.path(named), kind)
   data = inner.data or mixing.parts(config.data)[0].path
-  try:
+  with naming(named, kind):
     train(dataclasses.replace(inner, data=data), workdir / f'{kind}_vae')
-  except processes.Passing:
-    raise
-  except ValueError as error:
-    raise ValueError(f'{named}, the {kind} codec that is trained first: {error}') from error
   return codecs.load(workdir / f'{kind}_vae', kind)
 
 
@@ -144,6 +169,17 @@ def inner_run(config: TransformerRun, kind: str):
   """The run of a codec that is trained inside the transformer's; None where it is not."""
   named = getattr(config, f'{kind}_codec')
   return build(read_config(named)) if named.endswith('.py') else None
+
+
+@contextlib.contextmanager
+def naming(config: str, kind: str):
+  """What is wrong with a codec that is trained inside a run is told of its config."""
+  try:
+    yield
+  except processes.Passing:
+    raise
+  except ValueError as error:
+    raise ValueError(f'{config}, the {kind} codec that is trained first: {error}') from error
 
 
 def rows(config: TransformerRun) -> int:

@@ -16,7 +16,7 @@ from veojax.generation import model as models
 from veojax.generation import codecs
 from veojax.generation.model import ClipConfig, ModelConfig
 from veojax.generation.sampling import SamplingConfig
-from veojax.models import codec_file, dit, layers, weights
+from veojax.models import codec_file, dit, layers, run_checkpoint, weights
 from veojax.models.dit import DiT, DiTConfig
 from veojax.models.patched_codec import patched
 from veojax.sharding import MeshConfig
@@ -68,6 +68,22 @@ class TransformerRun:
       raise ValueError(f'video_patch={self.video_patch}; give 1 or more')
     if not 0 <= self.caption_dropout <= 1:
       raise ValueError(f'caption_dropout={self.caption_dropout}; give a share in [0, 1]')
+    if self.latents == 'on_the_fly' and self.loop.num_workers:
+      raise ValueError(f'loop.num_workers={self.loop.num_workers} with latents=on_the_fly, which this process alone '
+                       'can encode; set loop.num_workers=0, or latents=cached')
+
+  def check_tokenizer(self, tokenizer: Tokenizer):
+    """Raises ValueError where captions have more pieces than the text encoder has embeddings for."""
+    if tokenizer.vocab_size > self.dit.text.vocab_size:
+      raise ValueError(f'the data\'s tokenizer has {tokenizer.vocab_size} pieces, dit.text.vocab_size is '
+                       f'{self.dit.text.vocab_size}; raise it to at least that')
+
+  def check_channels(self, kind: str, channels: int):
+    """Raises ValueError where a codec, 'video' or 'audio', makes tokens of other channels than the model's."""
+    mine = getattr(self.dit, f'{kind}_channels')
+    if channels != mine:
+      raise ValueError(f'dit.{kind}_channels={mine}, but the {kind} codec has {channels} latent channels; set it to '
+                       f'{channels}')
 
 
 class TransformerStep:
@@ -103,7 +119,7 @@ class TransformerStage(TransformerStep):
     self.dataset = datasets.open_dataset(self.parts[0].path)
     self._start = models.outline(config.start) if config.start else None
     self.tokenizer = self._start.tokenizer if self._start else Tokenizer.load(self.dataset.tokenizer_path)
-    self._check()
+    self._check(workdir)
     self._loss = jax.jit(self.loss)
     self.source = self._rows(workdir, datasets.open_dataset, config.caption_dropout)
     self.held_out = self._rows(workdir, heldout.split, 0.0)
@@ -117,22 +133,37 @@ class TransformerStage(TransformerStep):
     return pipeline.RowSource(mixing.JoinedLatents(sources), self.tokenizer, config.pack, config.seed, caption_dropout,
                               config.tasks, weights)
 
-  def _check(self):
+  def _check(self, workdir):
     config = self.config
-    if self.tokenizer.vocab_size > config.dit.text.vocab_size:
-      raise ValueError(f'the data\'s tokenizer has {self.tokenizer.vocab_size} pieces, dit.text.vocab_size is '
-                       f'{config.dit.text.vocab_size}; raise it to at least that')
+    config.check_tokenizer(self.tokenizer)
     for name, codec in (('video', self.video_codec), ('audio', self.audio_codec)):
-      channels = getattr(config.dit, f'{name}_channels')
-      if codec is not None and codec.latent_channels != channels:
-        raise ValueError(f'dit.{name}_channels={channels}, but the {name} codec has {codec.latent_channels} '
-                         f'latent channels; set it to {codec.latent_channels}')
+      if codec is not None:
+        config.check_channels(name, codec.latent_channels)
+    if run_checkpoint.steps(workdir):
+      self._check_same(workdir)
     for kind in codecs.KINDS if self._start else ():
       theirs, ours = (codec and codec.hash() for codec in (getattr(x, f'{kind}_codec') for x in (self._start, self)))
       if theirs != ours:
         raise ValueError(f'start={config.start} was trained on the latents of another {kind} codec ({theirs}, this run '
                          f'has {ours}); set {kind}_codec={codec_file.of(weights.locate(config.start), kind)}, '
                          f'video_patch={self._start.config.video_patch}')
+
+  def _check_same(self, workdir):
+    """Raises ValueError where a run would go on with other codecs or another tokenizer than it has trained with."""
+    for kind in codecs.KINDS:
+      path, codec = codec_file.of(workdir, kind), getattr(self, f'{kind}_codec')
+      if not path.exists():
+        continue
+      theirs = codecs.load(path, kind)
+      theirs = (patched(theirs, self.config.video_patch) if kind == 'video' else theirs).hash()
+      ours = 'none' if codec is None else codec.hash()
+      if theirs != ours:
+        raise ValueError(f'{workdir} has trained on the latents of another {kind} codec ({theirs}, this one is {ours}'
+                         f'); set {kind}_codec={path}, or give another --workdir')
+    path = workdir / models.TOKENIZER
+    if path.exists() and Tokenizer.load(path).hash() != self.tokenizer.hash():
+      raise ValueError(f'{workdir} has trained with another tokenizer than that of {self.parts[0].path}; prepare the '
+                       f'data with --tokenizer={path}, or give another --workdir')
 
   def begin(self, model):
     if self._start is None:

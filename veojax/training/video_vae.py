@@ -15,7 +15,7 @@ import numpy as np
 from veojax import files, processes, sharding
 from veojax.data import datasets, pipeline
 from veojax.generation import codecs, export
-from veojax.models import conv, layers, perceptual, video_codec
+from veojax.models import codec_file, conv, layers, perceptual, video_codec
 from veojax.models.discriminator import VideoDiscriminator, VideoDiscriminatorConfig
 from veojax.models.perceptual import PerceptualConfig
 from veojax.models.video_codec import VideoCodec
@@ -169,7 +169,7 @@ class VideoVAEStage(VideoVAEStep):
     files.write(samples.folder(workdir) / f'{step:07d}.png', export.png(sheet))
 
   def export(self, ema, workdir):
-    self.codec(ema).save(workdir / 'codec.safetensors')
+    self.codec(ema).save(workdir / codec_file.NAME)
 
   def clips(self, row: int) -> list[str]:
     """The name of the clip in a row."""
