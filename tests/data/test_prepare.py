@@ -220,7 +220,8 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
 def test_captions_of_one_file_are_held_back_together():
   def split(texts):
     """Of files with so many captions each."""
-    tasks = [types.SimpleNamespace(name=f'{i}.mp4' + f'#{n + 1}' * (n > 0), entry=types.SimpleNamespace(path=f'{i}.mp4'))
+    entry = lambda i: types.SimpleNamespace(path=f'{i}.mp4')
+    tasks = [types.SimpleNamespace(name=f'{i}.mp4' + f'#{n + 1}' * (n > 0), entry=entry(i))
              for n in range(max(texts)) for i, count in enumerate(texts) if n < count]
     stamp = outputs.Stamp('folder', PrepareConfig(validation_fraction=.25), None)
     kept = list(range(len(tasks)))
