@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from veojax.data import datasets, media
+from veojax.data import output as outputs
 from veojax.data.prepare import PrepareConfig, prepare
 from veojax.data.tokenizer import Tokenizer
 from veojax.data.world import WorldConfig
@@ -213,6 +215,22 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
   summary = prepare(source, output, config=config, workers=2, progress=False)
   assert not summary.rejected and not (output / 'pieces').exists()
   assert contents(output) == contents(tmp_path / 'whole')
+
+
+def test_captions_of_one_file_are_held_back_together():
+  def split(texts):
+    """Of files with so many captions each."""
+    entry = lambda i: types.SimpleNamespace(path=f'{i}.mp4')
+    tasks = [types.SimpleNamespace(name=f'{i}.mp4' + f'#{n + 1}' * (n > 0), entry=entry(i))
+             for n in range(max(texts)) for i, count in enumerate(texts) if n < count]
+    stamp = outputs.Stamp('folder', PrepareConfig(validation_fraction=.25), None)
+    kept = list(range(len(tasks)))
+    splits = {name: [tasks[i] for i in chosen] for name, chosen in outputs._split(kept, tasks, stamp).items()}
+    assert sum(map(len, splits.values())) == len(tasks)
+    return [{task.entry.path for task in splits.get(name, ())} for name in ('train', 'validation')]
+  once, thrice = split([1] * 40), split([3, 1, 2, 1] * 10)
+  assert once == thrice and not once[0] & once[1] and len(once[1]) == 10
+  assert split([3]) == [{'0.mp4'}, set()]  # all is never held back
 
 
 def test_files_that_hang_are_ended_and_named(tmp_path):

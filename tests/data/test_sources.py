@@ -6,7 +6,7 @@ import pytest
 
 from veojax.data import sources
 
-CAPTIONS = {'a.mp4': 'a red ball', 'deep/b.wav': 'a, "loud" crash', 'c.png': 'ein Bäll\nund mehr'}
+CAPTIONS = {'a.mp4': 'a red\u2028ball\x85that\x0bfalls', 'deep/b.wav': 'a, "loud" crash', 'c.png': 'ein Bäll\nund mehr'}
 
 
 @pytest.fixture
@@ -77,6 +77,29 @@ def test_the_key_changes_with_the_file_and_the_hash_with_the_listing(folder):
   assert [a.key == b.key for a, b in zip(before.entries, touched.entries)] == [False, True, True]
   (folder / 'a.txt').write_text('new')
   assert sources.list_folder(folder).hash != before.hash
+
+
+def test_a_sound_of_its_own_is_part_of_the_key_and_of_the_hash(folder):
+  def listed(audio):
+    (folder / 'metadata.jsonl').write_text(json.dumps({'file_name': 'a.mp4', 'text': 'x', **audio}))
+    return sources.list_folder(folder)
+  silent, before = listed({}), listed({'audio': 'deep/b.wav'})
+  os.utime(folder / 'deep' / 'b.wav', (1, 1))
+  touched = listed({'audio': 'deep/b.wav'})
+  assert touched.hash == before.hash != silent.hash and touched.entries[0].key != before.entries[0].key
+  (folder / 'deep' / 'b.wav').write_bytes(b'another sound')
+  assert listed({'audio': 'deep/b.wav'}).hash != before.hash
+  assert listed({}).hash == silent.hash and listed({}).entries[0].key == silent.entries[0].key
+
+
+def test_links_to_folders_are_followed_and_what_is_met_twice_is_listed_once(folder, tmp_path_factory):
+  elsewhere = tmp_path_factory.mktemp('elsewhere')
+  (elsewhere / 'd.mp4').write_text('x')
+  (elsewhere / 'home').symlink_to(folder)
+  for link, target in (('again', 'deep'), ('first', elsewhere), ('second', elsewhere), ('loop', '.')):
+    (folder / link).symlink_to(target)
+  assert set(captions(folder)) == {*CAPTIONS, 'first/d.mp4'}
+  assert set(captions(folder / 'first')) == {'d.mp4', *(f'home/{name}' for name in CAPTIONS)}
 
 
 def test_an_output_inside_the_source_is_passed_over(folder):

@@ -10,8 +10,9 @@ import safetensors.numpy
 from veojax import config as door
 from veojax.data import prepare
 from veojax.data.world import WorldConfig
-from veojax.evaluation import clips, evaluate, fad, fvd, page, units
+from veojax.evaluation import clips, evaluate, fad, fvd, loaded, page, sweep, units
 from veojax.evaluation.benchmark import COLUMNS, Benchmark, Metric, Subject
+from veojax.training import heldout
 
 
 @pytest.mark.parametrize('name', list(evaluate.BENCHMARKS))
@@ -52,28 +53,112 @@ def test_a_data_set_is_counted_first_and_known_by_what_is_in_it(tmp_path):
     config = prepare.PrepareConfig(num_clips=4, seed=seed, world=WorldConfig(num_frames=5, height=16, width=16),
                                    vocab_size=400, validation_fraction=.5)
     prepare.prepare('world', tmp_path / 'data', config=config, workers=1, overwrite=True, progress=False)
-    clips._dataset.cache_clear()
-    clips._fingerprint.cache_clear()
+    loaded.forget()
     one, bench = evaluate.judged('truth', 'basic', {'num_clips': 2, 'data': str(tmp_path / 'data')})
     return [unit.key for unit in units.split('basic', bench, one)]
   first = prepared(0)
   assert first == prepared(0) != prepared(1)
+  assert evaluate.judged('truth', 'basic', {'num_clips': 2, 'data': str(tmp_path / 'data')})[1].data_hash.startswith(
+      'validation ')
   for name in ('basic', 'reconstruction'):
     with pytest.raises(ValueError, match='holds 2 clips to measure on, and 3 are asked for; set num_clips=2'):
       evaluate.judged('roundtrip', name, {'num_clips': 3, 'data': str(tmp_path / 'data')})
 
 
 @pytest.mark.parametrize('name, options, message', [
-    ('fvd', {'num_frames': 16, 'scenes': {'num_frames': 9}}, 'scenes.num_frames=9: clips too short for num_frames=16'),
+    ('fvd', {'num_frames': 16, 'scenes': {'num_frames': 9}},
+     'scenes.num_frames=9, scenes.fps=16.0: clips too short for num_frames=16'),
     ('fad', {'scenes': {'num_frames': 9}}, 'scenes.num_frames=9, scenes.fps=16.0: sounds too short')])
-def test_a_distance_of_clips_that_are_all_too_short_is_refused(name, options, message, tmp_path, monkeypatch):
-  monkeypatch.setattr(fad, 'load', lambda weights, allow_unknown: None)
-  monkeypatch.setattr(fvd, 'load', lambda weights, allow_unknown: None)
-  path = tmp_path / 'weights.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
+def test_a_distance_of_clips_that_are_all_too_short_is_refused(name, options, message, weights):
   with pytest.raises(ValueError, match=message):
-    evaluate.judged('truth', name, {'weights': str(path), **options})
+    evaluate.judged('truth', name, {'weights': weights, **options})
   if name == 'fad':
     silent = Subject('silent', types.SimpleNamespace(audio_codec=None))
     with pytest.raises(ValueError, match='silent makes no sound'):
-      fad.FAD(weights=str(path)).fitted(silent)
+      fad.FAD(weights=weights).fitted(silent)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+  """A file of no network, which nothing reads."""
+  for module in (fad, fvd):
+    monkeypatch.setattr(module, 'load', lambda weights, allow_unknown: None)
+  path = tmp_path / 'weights.safetensors'
+  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
+  return str(path)
+
+
+def of_sizes(monkeypatch, num_frames: int, rate: int = 8000, split: str = 'validation'):
+  """Every data set has clips of so many frames at 8 a second, and of as long a sound."""
+  index = {'num_frames': np.full(9, num_frames), 'num_samples': np.full(9, num_frames * rate // 8),
+           'sample_rate': np.full(9, rate)}
+  dataset = type('Data', (), {'index': index, 'split': split, 'info': {}, 'text': str, '__len__': lambda self: 9})()
+  monkeypatch.setattr(heldout, 'split', lambda data: dataset)
+  loaded.forget()
+
+
+def making(num_frames: int, options: dict = {}) -> Subject:
+  sizes = {'num_frames': num_frames, 'height': 32, 'width': 32, 'fps': 8.}
+  return Subject('model', types.SimpleNamespace(audio_codec='some', clip_sizes=sizes), options=options)
+
+
+@pytest.mark.parametrize('bench, least', [(fvd.FVD(num_frames=10, stride=2), 19), (fad.FAD(), 8)])
+def test_what_a_data_set_or_the_model_has_too_short_is_refused_before_it_is_made(bench, least, weights, monkeypatch):
+  bench = dataclasses.replace(bench, num_clips=4, data='some', weights=weights, allow_unknown_weights=True)
+  of_sizes(monkeypatch, least - 1)
+  with pytest.raises(ValueError, match='some: .* too short for'):
+    bench.fitted(Subject('truth'))
+  of_sizes(monkeypatch, least)
+  assert bench.fitted(Subject('truth')) == bench.fitted(making(least)) == bench.fitted(making(2, {'num_frames': least}))
+  with pytest.raises(ValueError, match=f'model with num_frames={least - 1}, fps=8.0: .* too short for'):
+    bench.fitted(making(least - 1))
+
+
+def test_the_split_that_is_measured_is_told(monkeypatch):
+  bench = evaluate.benchmark('basic', {'num_clips': 4, 'data': 'some'})
+  hashes = []
+  for split in ('validation', 'train'):
+    of_sizes(monkeypatch, 5, split=split)
+    hashes.append(bench.fitted(Subject('truth')).data_hash.split(' '))
+  assert [split for split, _ in hashes] == ['validation', 'train'] and hashes[0][1] == hashes[1][1]
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'scenes': {'seed': 3}}, 'scenes.seed=3: .*give seed=3'),
+    ({'scenes': {'num_clips': 5}}, 'scenes.num_clips=5: .*give num_clips=5'),
+    ({'scenes': {'levels': ('L1',)}, 'data': 'some'}, "scenes.levels=.* with data='some'.*leave it out")])
+@pytest.mark.parametrize('name', ['basic', 'reconstruction'])
+def test_what_would_not_count_of_the_scenes_is_refused(name, options, message):
+  codecs = Subject('codecs', codecs=('some', None))
+  with pytest.raises(ValueError, match=message):
+    evaluate.benchmark(name, options).fitted(codecs)
+  with pytest.raises(ValueError, match="scenes.given='sound'.*leave it out"):
+    evaluate.benchmark('reconstruction', {'scenes': {'given': 'sound'}}).fitted(codecs)
+
+
+def test_the_model_is_shown_of_a_scene_what_was_asked_for():
+  sizes = {'num_frames': 5, 'height': 32, 'width': 32}
+  for seed in (0, 3):
+    options = {'seed': seed, 'num_clips': 2, 'scenes': {'given': 'first_frame', **sizes}}
+    bench = evaluate.benchmark('basic', options).fitted(Subject('truth'))
+    assert dataclasses.replace(bench).fitted(Subject('truth')) == bench
+    for i, wanted in enumerate(bench.wanted(range(2))):
+      truth = clips.truth(bench, i)
+      assert (wanted.prompt, wanted.seed, wanted.index, wanted.options) == (truth.text, seed, i, {**sizes, 'fps': 16.})
+      np.testing.assert_array_equal(wanted.given.image, truth.video[0])
+
+
+def test_what_lies_under_a_name_is_read_anew_by_every_evaluation_and_once_by_each(tmp_path, monkeypatch):
+  read = []
+  monkeypatch.setattr(evaluate.models, 'load', read.append)
+
+  def judged(model, *rest):
+    evaluate._loaded(model)
+    raise ValueError('it goes no further')
+  monkeypatch.setattr(evaluate, 'judged', judged)
+  for count in (1, 2):
+    with pytest.raises(ValueError, match='no further'):
+      evaluate.evaluate('model', 'basic', tmp_path, show=False)
+    assert len(read) == 2 * count - 1
+    sweep.sweep(['model'], {'seed': [0, 1]}, tmp_path, show=False)
+    assert len(read) == 2 * count

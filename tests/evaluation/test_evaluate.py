@@ -136,9 +136,10 @@ def test_the_front_is_what_nothing_beats():
 def test_differences_are_paired_by_clip():
   rows = lambda values: [Row(i, f'text {i}', values={'m': v}) for i, v in enumerate(values)]
   low, high = [.1, .9, .2, .8, .5, .4], [.2, 1., .3, .9, .6, .5]
-  mean, least, most = sweep_report.difference(rows(high), rows(low), 'm')
-  assert mean == pytest.approx(.1) and least == pytest.approx(.1) and most == pytest.approx(.1)
+  pairs = sweep_report.paired(rows(high), rows(low)[1:], 'm')
+  assert pairs.tolist() == [[h, l] for h, l in zip(high[1:], low[1:])]
+  assert sweep_report.difference(pairs, 'higher') == pytest.approx((.1, .1))
   others = [Row(i, 'another text', values={'m': 1.}) for i in range(6)]
-  assert sweep_report.difference(rows(high), others, 'm') is None
-  assert sweep_report.difference(rows(high), rows(low), 'of the set') is None
+  assert not len(sweep_report.paired(rows(high), others, 'm'))
+  assert not len(sweep_report.paired(rows(high), rows(low), 'of the set'))
   assert Score._fields == ('value', 'low', 'high', 'num_clips', 'coverage')

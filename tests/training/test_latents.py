@@ -116,6 +116,13 @@ def test_the_cache_holds_what_encoding_at_access_gives(tmp_path):
   equal(LatentCache.open(tmp_path / 'cache', 'v', 'a'), latents.EncodedSource(Data(), Video(), Audio()))
 
 
+def test_a_data_set_is_known_by_the_files_it_was_prepared_from():
+  world, folder, changed = Data(), Data(), Data()
+  world.info, folder.info['source'], changed.info['source'] = world.info | {'source': None}, 'a', 'b'
+  assert latents.fingerprint(Data()) == latents.fingerprint(world)
+  assert len({latents.fingerprint(data) for data in (world, folder, changed)}) == 3
+
+
 def test_all_devices_encode_where_there_are_clips_enough(tmp_path, monkeypatch):
   for least, devices in ((1, jax.local_devices()), (len(Data()) // 2, jax.local_devices()[:2])):
     monkeypatch.setattr(latents, 'CLIPS_A_DEVICE', least)

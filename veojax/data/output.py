@@ -167,12 +167,17 @@ def gather(output: pathlib.Path, stamp: Stamp, tasks: list, made: dict[int, dict
 
 
 def _split(kept: list[int], tasks: list, stamp: Stamp) -> dict[str, list[int]]:
-  """Task numbers by split. Files are held back by a hash of their names, so adding some moves few of the others."""
+  """Task numbers by split. Files are held back by a hash of their names, so adding some moves few of the others; a file
+  that is named several times, with all its captions."""
   if stamp.name == 'world':
     held = {i for i in kept if tasks[i].split == 'validation'}
   else:
-    digest = lambda i: hashlib.blake2b(f'{stamp.config.seed}:{tasks[i].name}'.encode()).digest()
-    held = set(sorted(kept, key=digest)[:num_validation(len(kept), stamp.config.validation_fraction)])
+    by_file = {}
+    for i in kept:
+      by_file.setdefault(tasks[i].entry.path, []).append(i)
+    digest = lambda same: hashlib.blake2b(f'{stamp.config.seed}:{tasks[same[0]].name}'.encode()).digest()
+    count = num_validation(len(by_file), stamp.config.validation_fraction)
+    held = {i for same in sorted(by_file.values(), key=digest)[:count] for i in same}
   splits = {'train': [i for i in kept if i not in held], 'validation': [i for i in kept if i in held]}
   return {split: chosen for split, chosen in splits.items() if chosen}
 

@@ -260,13 +260,14 @@ def _read(entry: Entry, config, threads: int, start: float = 0.0, duration: floa
       duration=duration, threads=threads, **sound)
   if not entry.audio:
     return clip
-  info = media.probe(entry.audio)
+  info = media.probe(entry.audio.path)
   if not info.has_audio:
-    raise media.MediaError(f'{entry.audio}: it has no sound')
+    raise media.MediaError(f'{entry.audio.path}: it has no sound')
   rate = config.sample_rate or info.sample_rate
   audio_RC = np.zeros((round(clip.duration * rate), config.channels or info.channels), np.float32)
   if start < info.duration:
-    heard = media.read(entry.audio, start=start, duration=clip.duration, threads=threads, **sound).audio[:len(audio_RC)]
+    heard = media.read(entry.audio.path, start=start, duration=clip.duration, threads=threads, **sound).audio
+    heard = heard[:len(audio_RC)]
     audio_RC[:len(heard)] = heard  # silence after its end, as in any file whose sound is shorter than its picture
   return dataclasses.replace(clip, audio=audio_RC, sample_rate=rate)
 

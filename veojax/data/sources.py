@@ -8,6 +8,7 @@ what it names is used. Nothing is decoded here.
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -22,6 +23,14 @@ SUFFIXES = VIDEO | AUDIO | IMAGE
 
 
 @dataclasses.dataclass(frozen=True)
+class Sound:
+  """A file whose sound is heard with another's picture."""
+  path: str
+  size: int
+  modified: int  # ns
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
   """One file to prepare. `name` is unique in its listing; `audio` replaces the file's own sound."""
   name: str
@@ -29,11 +38,12 @@ class Entry:
   text: str
   size: int
   modified: int  # ns
-  audio: str | None = None
+  audio: Sound | None = None
 
   @property
   def key(self) -> str:
-    """Names the file as it is now; another text, size or time of change makes another key."""
+    """Names the file as it is now; another text, or another size or time of change of it or its sound, makes another
+    key."""
     return hashlib.blake2b(repr(dataclasses.astuple(self)).encode(), digest_size=12).hexdigest()
 
 
@@ -46,8 +56,8 @@ class Listing:
 
   @property
   def hash(self) -> str:
-    """Of names, sizes and captions; a copy of the folder has the same."""
-    rows = [(e.name, e.text, e.size, bool(e.audio)) for e in self.entries]
+    """Of names, sizes (of sounds of their own too) and captions; a copy of the folder has the same."""
+    rows = [(e.name, e.text, e.size, bool(e.audio) and e.audio.size) for e in self.entries]
     return hashlib.blake2b(repr(rows).encode(), digest_size=12).hexdigest()
 
 
@@ -83,14 +93,22 @@ def list_folder(source, exclude=None) -> Listing:
 
 
 def _files(folder: pathlib.Path, exclude: pathlib.Path | None) -> list[str]:
-  """Relative paths of all files below, in a fixed order; hidden ones left out."""
+  """Relative paths of all files below, in a fixed order; hidden ones left out. Links to folders are followed, and what
+  several lead to is listed once."""
   def refuse(error: OSError):
     raise error
-  found = []
-  for root, folders, names in os.walk(folder, onerror=refuse):
-    folders[:] = [name for name in folders
-                  if not name.startswith('.') and pathlib.Path(root, name).resolve() != exclude]
-    found += [pathlib.Path(root, name).relative_to(folder).as_posix() for name in names if not name.startswith('.')]
+  found, seen, starts = [], set(), [folder]
+  for start in starts:  # links are added as they are met: a folder that is there itself keeps its own name
+    for root, folders, names in os.walk(start, onerror=refuse):
+      if (real := os.path.realpath(root)) in seen:
+        folders.clear()
+        continue
+      seen.add(real)
+      paths = [pathlib.Path(root, name) for name in sorted(folders) if not name.startswith('.')]
+      paths = [path for path in paths if path.resolve() != exclude]
+      folders[:] = [path.name for path in paths]
+      starts += [path for path in paths if path.is_symlink()]
+      found += [pathlib.Path(root, name).relative_to(folder).as_posix() for name in names if not name.startswith('.')]
   return sorted(found)
 
 
@@ -100,11 +118,11 @@ def _rows(metadata: pathlib.Path) -> list[dict]:
   rows = []
   try:
     if metadata.suffix.lower() == '.csv':
-      rows = list(csv.DictReader(text.splitlines(keepends=True)))
+      rows = list(csv.DictReader(io.StringIO(text, newline='')))
     elif metadata.suffix.lower() == '.json':
       rows = json.loads(text)
     else:
-      for number, line in enumerate(text.splitlines(), 1):
+      for number, line in enumerate(text.split('\n'), 1):  # captions may hold what splitlines takes for an end
         if line.strip():
           rows.append(json.loads(line))
   except (json.JSONDecodeError, csv.Error) as error:
@@ -135,7 +153,7 @@ def _list_rows(folder: pathlib.Path, files: list[str], rows: list[dict], listing
     if audio and not (folder / audio).is_file():
       listing.rejected.append(('its sound is missing', f'{name}: {audio}'))
       continue
-    _add(folder, name, file, _first(row, TEXT_KEYS), str(folder / audio) if audio else None, listing)
+    _add(folder, name, file, _first(row, TEXT_KEYS), _sound(folder / audio) if audio else None, listing)
     named.setdefault(audio, 1)
   left = [file for file in files if file not in named and pathlib.Path(file).suffix.lower() in SUFFIXES]
   listing.notes.extend(('not named in the metadata, left out', file) for file in left)
@@ -154,7 +172,12 @@ def _list_beside(folder: pathlib.Path, files: list[str], listing: Listing):
     _add(folder, file, file, ' '.join(text.split()), None, listing)
 
 
-def _add(folder: pathlib.Path, name: str, file: str, text: str, audio: str | None, listing: Listing):
+def _sound(path: pathlib.Path) -> Sound:
+  state = path.stat()
+  return Sound(str(path), state.st_size, state.st_mtime_ns)
+
+
+def _add(folder: pathlib.Path, name: str, file: str, text: str, audio: Sound | None, listing: Listing):
   path = folder / file
   if not path.exists():
     listing.rejected.append(('missing file', name))

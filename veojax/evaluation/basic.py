@@ -13,7 +13,7 @@ from veojax.types import Clip
 
 @dataclasses.dataclass(frozen=True)
 class Basic(benchmark.Benchmark):
-  """data: 'world', of `scenes`, or a prepared data set. data_hash: of the latter, which follows from it."""
+  """data: 'world', of `scenes`, or a prepared data set. data_hash: what was found there, as of `clips.fitted`."""
   num_clips: int = 128
   seed: int = 0
   data: str = clips.WORLD

@@ -172,12 +172,15 @@ def score(each: np.ndarray) -> Score:
 
 def interval(values: np.ndarray, num: int = NUM_BOOTSTRAP) -> tuple[float, float]:
   """95 % bootstrap interval of the mean; the same for the same values in any order."""
-  values = np.sort(values)
+  low, high = np.percentile(means(np.sort(values), num), (2.5, 97.5))
+  return float(low), float(high)
+
+
+def means(values: np.ndarray, num: int = NUM_BOOTSTRAP) -> np.ndarray:
+  """Means of float[n, ...] over bootstrap draws of its rows, the same draws for all of a row: float64[num, ...]."""
   rng = np.random.default_rng(0)
   # Counts instead of indices: one product for all draws.
-  draws = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), num) @ values / len(values)
-  low, high = np.percentile(draws, (2.5, 97.5))
-  return float(low), float(high)
+  return rng.multinomial(len(values), np.full(len(values), 1 / len(values)), num) @ values / len(values)
 
 
 def table(metrics: dict[str, Metric], rows: dict[str, list[Row]]) -> dict[str, dict[str, Score]]:

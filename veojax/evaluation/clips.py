@@ -3,12 +3,12 @@
 Clip i is the same whatever else is asked for: true, through the codecs, or made from its caption.
 """
 import dataclasses
-import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from veojax.data import media, pipeline
-from veojax.evaluation import round_trip
+from veojax.evaluation import loaded, round_trip
 from veojax.evaluation.benchmark import Subject
 from veojax.generation.wanted import Wanted
 from veojax.training import heldout, latents
@@ -17,26 +17,69 @@ from veojax.types import Clip
 WORLD = 'world'
 
 
-@functools.lru_cache(2)
+class Length(NamedTuple):
+  """Of a clip; sound in seconds."""
+  num_frames: int
+  sound: float
+
+
+@loaded.kept(2)
 def _dataset(data: str):
   return heldout.split(data)
 
 
-@functools.lru_cache(2)
+@loaded.kept(2)
 def _fingerprint(data: str) -> str:
-  return latents.fingerprint(_dataset(data))
+  return f'{_dataset(data).split} {latents.fingerprint(_dataset(data))}'
 
 
 def fitted(bench, subject: Subject, **changes):
   """The benchmark with scenes of its seed and of the subject's sizes. bench has `data`, 'world' or a prepared data set,
-  whose held-out split is taken; `data_hash`, which tells that set from another one prepared in its place, '' of the
-  world; `scenes`, a World; and `seed`. ValueError where there are not as many clips."""
+  whose held-out split is taken, or that of training where none was held back; `data_hash`, the name of that split and
+  the hash that tells the set from another one prepared in its place ('validation 3f2a...'), '' of the world; `scenes`,
+  a World, of the world alone; and `seed`. ValueError where there are not as many clips, and for what would not count.
+  """
+  _check_scenes(bench)
   if bench.data != WORLD and (held := len(_dataset(bench.data))) < bench.num_clips:
     raise ValueError(f'{bench.data} holds {held} clips to measure on, and {bench.num_clips} are asked for; set '
                      f'num_clips={held}, or prepare more')
-  scenes = dataclasses.replace(bench.scenes, seed=bench.seed).fitted(subject)
-  data_hash = '' if bench.data == WORLD else _fingerprint(bench.data)
+  scenes, data_hash = bench.scenes, ''
+  if bench.data == WORLD:
+    scenes = dataclasses.replace(scenes, seed=bench.seed).fitted(subject)
+  else:
+    data_hash = _fingerprint(bench.data)
   return dataclasses.replace(bench, data_hash=data_hash, scenes=scenes, **changes)
+
+
+def _check_scenes(bench):
+  """ValueError for options of the scenes that would not count."""
+  default = type(bench.scenes)()
+  changed = [f'scenes.{f.name}={value!r}' for f in dataclasses.fields(default)
+             if (value := getattr(bench.scenes, f.name)) != getattr(default, f.name)]
+  if bench.data != WORLD and changed:
+    raise ValueError(f'{", ".join(changed)} with data={bench.data!r}: scenes are of the world; leave it out, or leave '
+                     'out data')
+  for name in ('seed', 'num_clips'):
+    asked = getattr(bench.scenes, name)
+    if asked not in (getattr(default, name), getattr(bench, name)):
+      raise ValueError(f'scenes.{name}={asked}: the scenes have the benchmark\'s; give {name}={asked}')
+
+
+def longest(bench, subject: Subject) -> dict[str, Length]:
+  """{what it is: its length} of the longest clips that a benchmark that is fitted is measured on: the true ones, and
+  those that the subject's model makes of the captions of a data set."""
+  if bench.data == WORLD:
+    clip, scenes = truth(bench, 0), bench.scenes
+    sound = len(clip.audio) / clip.sample_rate if clip.audio is not None else 0.
+    return {f'scenes.num_frames={scenes.num_frames}, scenes.fps={scenes.fps}': Length(len(clip.video), sound)}
+  index = {name: column[:bench.num_clips] for name, column in _dataset(bench.data).index.items()}
+  sounds = index['num_samples'] / np.maximum(index['sample_rate'], 1)
+  found = {bench.data: Length(int(index['num_frames'].max()), float(sounds.max()))}
+  if subject.model is not None:
+    sizes = subject.model.clip_sizes | {name: value for name, value in subject.options.items() if value is not None}
+    num_frames, fps = sizes['num_frames'], sizes['fps']
+    found[f'{subject.name} with num_frames={num_frames}, fps={fps}'] = Length(num_frames, num_frames / fps)
+  return found
 
 
 def truth(bench, index: int) -> Clip:
@@ -59,11 +102,11 @@ def of_part(bench, part: str, truths: list[Clip], indices, subject: Subject) -> 
 
 
 def wanted(bench, truths: list[Clip], indices) -> list[Wanted]:
-  """Clips of the truths' captions. Scenes are made in their own size, others in the model's."""
-  size = {}
+  """Clips of the truths' captions. Scenes are made in their own size and of what is given of them, others in the
+  model's."""
   if bench.data == WORLD:
-    size = dict(zip(('num_frames', 'height', 'width'), truths[0].video.shape[:3])) | {'fps': truths[0].fps}
-  return [Wanted(truth.text, bench.seed, i, options=size) for i, truth in zip(indices, truths)]
+    return bench.scenes.wanted_for(truths, indices)
+  return [Wanted(truth.text, bench.seed, i) for i, truth in zip(indices, truths)]
 
 
 def through(clip: Clip, subject: Subject) -> Clip:

@@ -1,7 +1,6 @@
 """One model under one benchmark: everything measured once, kept by units, and told in one report."""
 import contextlib
 import dataclasses
-import functools
 import importlib
 import pathlib
 from collections.abc import Collection
@@ -11,7 +10,7 @@ from rich import console, progress, table
 
 from veojax import config as door
 from veojax import processes, sharding
-from veojax.evaluation import page, report, units
+from veojax.evaluation import loaded, page, report, units
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.generation import codecs, model as models
 
@@ -59,7 +58,7 @@ def fields(name: str) -> set[str]:
   return {f.name for f in dataclasses.fields(benchmark(name, {}))}
 
 
-@functools.lru_cache(maxsize=1)  # cells of one model follow each other
+@loaded.kept(1)  # cells of one model follow each other
 def _loaded(name: str):
   return models.load(name)
 
@@ -105,6 +104,7 @@ def evaluate(model: str, benchmark_name: str, output, options: dict | None = Non
 
   Raises ValueError for what cannot be, and where OUTPUT does not hold the units of all processes."""
   store = units.Store(output)
+  loaded.forget()
   with local_mesh():
     one, bench = judged(model, benchmark_name, options or {}, batch)
     work = units.split(benchmark_name, bench, one)

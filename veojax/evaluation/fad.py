@@ -11,14 +11,13 @@ and resampled to 16 kHz.
 Neither whitens, and neither takes the last relu. Every window is a feature, so a set has more of them than clips.
 """
 import dataclasses
-import functools
 from typing import Literal
 
 import jax
 import numpy as np
 
 from veojax.data import media
-from veojax.evaluation import benchmark, clips, set_distance
+from veojax.evaluation import benchmark, clips, loaded, set_distance
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.generation.wanted import Wanted
@@ -34,8 +33,8 @@ BATCH = 8  # examples that are embedded at a time: one program for sounds of all
 @dataclasses.dataclass(frozen=True)
 class FAD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of VGGish, made by `zoo.origin`; unknown
-  ones are refused, unless allow_unknown_weights: then the distance is not called FAD. network, data_hash: hashes, which
-  follow from these. Clips shorter than a window are left out."""
+  ones are refused, unless allow_unknown_weights: then the distance is not called FAD. network, data_hash: what was
+  found there, as of `clips.fitted`. Clips shorter than a window are left out."""
   num_clips: int = 2048
   seed: int = 0
   data: str = clips.WORLD
@@ -53,9 +52,9 @@ class FAD(set_distance.SetBenchmark):
     if subject.model is not None and subject.model.audio_codec is None:
       raise ValueError(f'{subject.name} makes no sound to measure; give a model that does')
     fitted = clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
-    if self.data == clips.WORLD and not len(EXAMPLES[self.protocol](mono(clips.truth(fitted, 0)))):
-      raise ValueError(f'scenes.num_frames={fitted.scenes.num_frames}, scenes.fps={fitted.scenes.fps}: sounds too short '
-                       f'for a window of protocol {self.protocol!r}; give more frames')
+    for told, length in clips.longest(fitted, subject).items():
+      if not len(EXAMPLES[self.protocol](np.zeros(round(length.sound * vggish.SAMPLE_RATE)))):
+        raise ValueError(f'{told}: sounds too short for a window of protocol {self.protocol!r}; give longer ones')
     return fitted
 
   @property
@@ -87,7 +86,7 @@ def is_fad(weights: str) -> bool:
   return bool(weights) and bool(origin.identify(weights, vggish.FAD).name)
 
 
-@functools.lru_cache(1)
+@loaded.kept(1)
 def load(weights: str, allow_unknown: bool) -> vggish.VGGish:
   """The network. ValueError where no weights are given, or unknown ones that were not allowed."""
   known = ', '.join(f'{name} ({key}...)' for key, name in vggish.FAD.items())

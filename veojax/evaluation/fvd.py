@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from veojax.evaluation import benchmark, clips, set_distance
+from veojax.evaluation import benchmark, clips, loaded, set_distance
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.generation.wanted import Wanted
@@ -48,8 +48,8 @@ PROTOCOLS = {'google': Protocol(half_pixel=False), 'stylegan-v': Protocol(random
 @dataclasses.dataclass(frozen=True)
 class FVD(set_distance.SetBenchmark):
   """data: 'world', of `scenes`, or a prepared data set. weights: safetensors of I3D, made by `zoo.origin`; others than
-  FVD's are refused, unless allow_unknown_weights: then no distance is called FVD or KVD. network, data_hash: hashes,
-  which follow from these. Every `stride`th frame is taken; clips that are too short for it are left out."""
+  FVD's are refused, unless allow_unknown_weights: then no distance is called FVD or KVD. network, data_hash: what was
+  found there, as of `clips.fitted`. Every `stride`th frame is taken; clips that are too short for it are left out."""
   num_clips: int = 2048
   seed: int = 0
   data: str = clips.WORLD
@@ -81,10 +81,16 @@ class FVD(set_distance.SetBenchmark):
   def fitted(self, subject: Subject) -> 'FVD':
     load(self.weights, self.allow_unknown_weights)
     fitted = clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
-    if self.data == clips.WORLD and fitted.window(clips.truth(fitted, 0).video, 0, False) is None:
-      raise ValueError(f'scenes.num_frames={fitted.scenes.num_frames}: clips too short for num_frames={self.num_frames}, '
-                       f'stride={self.stride}; give more frames, or look at fewer')
+    for told, length in clips.longest(fitted, subject).items():
+      if length.num_frames < self.span:
+        raise ValueError(f'{told}: clips too short for num_frames={self.num_frames}, stride={self.stride}; give longer '
+                         'ones, or look at fewer frames')
     return fitted
+
+  @property
+  def span(self) -> int:
+    """Frames of a clip from the first that is looked at to the last."""
+    return (self.num_frames - 1) * self.stride + 1
 
   def parts(self, subject: Subject) -> tuple[str, ...]:
     return clips.parts(subject)
@@ -107,13 +113,12 @@ class FVD(set_distance.SetBenchmark):
 
   def window(self, video: np.ndarray | None, index: int, true: bool) -> np.ndarray | None:
     """The frames that are looked at, or None of a clip that is too short."""
-    span = (self.num_frames - 1) * self.stride + 1
-    if video is None or len(video) < span:
+    if video is None or len(video) < self.span:
       return None
     first = 0
     if true and PROTOCOLS[self.protocol].random_start:
-      first = int(np.random.default_rng([self.seed, index]).integers(len(video) - span + 1))
-    return video[first:first + span:self.stride]
+      first = int(np.random.default_rng([self.seed, index]).integers(len(video) - self.span + 1))
+    return video[first:first + self.span:self.stride]
 
 
 def is_fvd(weights: str) -> bool:
@@ -121,7 +126,7 @@ def is_fvd(weights: str) -> bool:
   return bool(weights) and bool(origin.identify(weights, i3d.FVD).name)
 
 
-@functools.lru_cache(1)
+@loaded.kept(1)
 def load(weights: str, allow_unknown: bool) -> i3d.I3D:
   """The network. ValueError where no weights are given, or others than FVD's that were not allowed."""
   known = ', '.join(f'{name} ({key})' for key, name in i3d.FVD.items())

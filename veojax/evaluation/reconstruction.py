@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from veojax.evaluation import benchmark, clips, fidelity, motion
+from veojax.evaluation import benchmark, clips, fidelity, loaded, motion
 from veojax.evaluation.benchmark import Metric, Row, Subject
 from veojax.evaluation.world_benchmark import World
 from veojax.models import perceptual
@@ -27,7 +27,7 @@ SILENT = 1e-4                 # root mean square below which a channel has no di
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(benchmark.Benchmark):
   """data: 'world', of `scenes`, or a prepared data set. lpips_weights, lpips_heads: files, as `models/perceptual.py`
-  takes them. network, data_hash: hashes, which follow from these."""
+  takes them. network, data_hash: what was found there, as of `clips.fitted`."""
   num_clips: int = 128
   seed: int = 0
   data: str = clips.WORLD
@@ -55,6 +55,9 @@ class Reconstruction(benchmark.Benchmark):
   def fitted(self, subject: Subject) -> 'Reconstruction':
     if not self.parts(subject):
       raise ValueError(f'{subject.name} has no codecs to reconstruct with; give a model, or roundtrip')
+    if self.scenes.given != World.given:
+      raise ValueError(f'scenes.given={self.scenes.given!r}: here nothing is made that it could be given for; leave it '
+                       'out')
     network = ''
     if self.lpips_weights:
       _lpips(self.lpips_weights, self.lpips_heads)
@@ -78,7 +81,7 @@ class Reconstruction(benchmark.Benchmark):
     return rows
 
 
-@functools.lru_cache(1)
+@loaded.kept(1)
 def _lpips(weights: str, heads: str):
   network = perceptual.load(weights, heads)
   return jax.jit(lambda x, y: jnp.mean(network(x, y)))

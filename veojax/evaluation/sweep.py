@@ -18,7 +18,7 @@ import jax
 from rich import progress
 
 from veojax import arguments
-from veojax.evaluation import evaluate, sweep_report, units
+from veojax.evaluation import evaluate, loaded, sweep_report, units
 from veojax.evaluation.batches import Batches
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
 from veojax.evaluation.units import Store, Unit
@@ -102,6 +102,7 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
     raise ValueError(f'process_index={index} of process_count={count}; give 0 to {count - 1}')
   store, outcomes, seen = Store(output), [], set()
   batches = Batches(store)
+  loaded.forget()
   # Before the bar: importing TFDS, which bends Python's own import for a while, would break the bar's thread.
   evaluate.fields(benchmark)
   with evaluate.local_mesh():

@@ -89,12 +89,18 @@ class World(benchmark.Benchmark):
     return world_clip.make(self.seed * SEEDS + index, self._config(level), density)
 
   def wanted(self, indices) -> list[Wanted]:
-    return self._wanted([self.case(i) for i in indices], indices)
+    return self.wanted_for([self.case(i) for i in indices], indices)
+
+  def wanted_for(self, truths: list[Clip], indices) -> list[Wanted]:
+    """Clips of the captions and sizes of these true ones, of which the model is shown what `given` says."""
+    num_frames, height, width, _ = truths[0].video.shape
+    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': truths[0].fps}
+    return [Wanted(truth.text, self.seed, i, self._given(truth), sizes) for i, truth in zip(indices, truths)]
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     truths = [self.case(i) for i in indices]
     through = lambda clip: round_trip.through(clips.adapted(clip, subject.codecs[1]), *subject.codecs)
-    found = {'truth': lambda: truths, 'made': lambda: subject.make(self._wanted(truths, indices)),
+    found = {'truth': lambda: truths, 'made': lambda: subject.make(self.wanted_for(truths, indices)),
              'codec': lambda: [through(truth) for truth in truths]}[part]()
     against_record = part != 'made' or self.given != 'nothing'
     rows = {part: []}
@@ -137,11 +143,6 @@ class World(benchmark.Benchmark):
       found = world_judge.judge(spoilt, truth, against_record=against_record)
       values = {n: v for n, v in values.items() if n not in names} | {n: found[n] for n in names if n in found}
     return Row(index, other.text, other.info['level'], values)
-
-  def _wanted(self, truths: list[Clip], indices) -> list[Wanted]:
-    num_frames, height, width, _ = truths[0].video.shape
-    sizes = {'num_frames': num_frames, 'height': height, 'width': width, 'fps': truths[0].fps}
-    return [Wanted(truth.text, self.seed, i, self._given(truth), sizes) for i, truth in zip(indices, truths)]
 
   def _given(self, truth: Clip) -> tasks.Given:
     silent = dataclasses.replace(truth, audio=None)

@@ -137,8 +137,10 @@ class EncodedSource:
 
 
 def fingerprint(dataset) -> str:
-  """Hash of what tells data sets apart without reading them whole: how prepared, all shapes, 64 of the captions."""
+  """Hash of what tells data sets apart without reading them whole: how prepared and, but for the world, from which
+  files; all shapes, 64 of the captions."""
   digest = hashlib.sha256(json.dumps(dataset.info.get('config'), sort_keys=True, default=str).encode())
+  digest.update((dataset.info.get('source') or '').encode())
   for name in sorted(dataset.index):
     digest.update(name.encode() + np.ascontiguousarray(dataset.index[name]).tobytes())
   for i in np.unique(np.linspace(0, len(dataset) - 1, 64).astype(int)):
