@@ -6,7 +6,6 @@ themselves, as a network's, and the processes that are left of several when one 
 """
 import argparse
 import pathlib
-import signal
 import sys
 from contextlib import nullcontext
 
@@ -89,7 +88,7 @@ def train(argv) -> int:
   _add_process_options(parser)
   known, rest = parser.parse_known_args(argv)
   from veojax import host, processes
-  from veojax.training import run
+  from veojax.training import run, stopping
   config = _config(known.config, rest)
   host.keep_memory()
   host.enable_compilation_cache()
@@ -97,7 +96,12 @@ def train(argv) -> int:
     host.one_device_a_core(run.rows(config))
   processes.join(known.coordinator, known.num_processes, known.process_index)
   with processes.together():
-    return _until_stopped(lambda: run.train(config, known.workdir))
+    try:
+      run.train(config, known.workdir)
+    except stopping.Stopped as stopped:
+      print(f'veojax: {stopped}', file=sys.stderr)
+      return stopped.exit_code
+  return 0
 
 
 def _add_process_options(parser):
@@ -105,18 +109,6 @@ def _add_process_options(parser):
   parser.add_argument('--num_processes', '--num-processes', '--process_count', '--process-count', type=int,
                       help='how many there are')
   parser.add_argument('--process_index', '--process-index', type=int, help='which of them this one is, from 0')
-
-
-def _until_stopped(do) -> int:
-  """The exit code of do(), which a signal may stop when all is saved."""
-  from veojax import processes
-  from veojax.training import stopping
-  try:
-    do()
-  except stopping.Stopped as stopped:
-    print(f'veojax: {stopped}', file=sys.stderr)
-    return 130 if stopped.signum == signal.SIGINT else processes.RESTART
-  return 0
 
 
 def _config(path, rest):

@@ -6,6 +6,8 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
+from veojax import processes
+
 _calls = itertools.count(1)  # of `Notice.reached`, the same in all processes
 
 
@@ -18,7 +20,7 @@ class Stopped(Exception):
             f'this step could not be saved, step {saved} is')
     super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}: {what} in {workdir}; '
                      f'the same command {"begins anew" if saved is None else "goes on from there"}')
-    self.signum = signum
+    self.exit_code = 130 if signum == signal.SIGINT else processes.RESTART
 
 
 class Notice:
