@@ -21,9 +21,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from veojax.models import conv, layers, transformer, weights
+from veojax.models import conv, transformer, weights
 from veojax.models.conv import Video
-from veojax.zoo import motion_module, unet_layers
+from veojax.zoo import motion_module
 from veojax.zoo.mochi_transformer import sinusoid
 from veojax.zoo.motion_module import FrameAttention
 from veojax.zoo.svd_unet import TimeConv, remade
