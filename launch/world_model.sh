@@ -27,7 +27,7 @@ $veojax train --config configs/world/model.py --workdir "$folder/small_run" --co
   --config.optimizer.warmup_steps=50 --config.loop.num_steps="${SMALL_STEPS:-2200}"
 world data "${CLIPS:-20000}"
 $veojax train --config configs/world/model.py --workdir "$folder/run" --config.data="$folder/data" \
-  --config.start="$folder/small_run" --config.loop.num_steps="${STEPS:-4500}"
+  --config.start="$folder/small_run" --config.loop.num_steps="${STEPS:-7300}"
 .venv/bin/python -m veojax.generation.shipped "$folder/run" "$folder/model"
 
 # What the tests hold the model to, then the table of its card.

@@ -8,8 +8,8 @@ on these, scores and exports. The last training by hand:
   veojax train --config configs/world/model.py --workdir runs/world/run --config.data=runs/world/data \
     --config.start=runs/world/small_run
 
-Hardware: two cores of a CPU. A step of the first training took 1.4 s and one of the last 2 s, beside other jobs: about three
-and a half hours in all.
+Hardware: two cores of a CPU. A step of the first training took 1.4 s and one of the last 2 s, beside other jobs: about five
+hours in all.
 
 A row holds one clip, its two stills and its caption. A token of the picture is 2×2 latents of the codec: a quarter of the
 tokens, so nearly four times the clips in the same minutes.
@@ -41,6 +41,6 @@ def get_config():
       'clip': {'num_frames': 33, 'height': 64, 'width': 64, 'fps': 16.0},
       'prompts': ('a large red ball falls and bounces', 'a small blue metal square and a yellow rubber ball'),
       'optimizer': {'kind': 'muon', 'learning_rate': 1e-3, 'warmup_steps': 20, 'weight_decay': 0.01},
-      'loop': {'num_steps': 4500, 'batch_size': 16, 'ema_decays': (0.995,), 'log_every': 50, 'evaluate_every': 0,
+      'loop': {'num_steps': 7300, 'batch_size': 16, 'ema_decays': (0.995,), 'log_every': 50, 'evaluate_every': 0,
                'sample_every': 0, 'save_every': 100},
   })
