@@ -87,7 +87,7 @@ def test_stretch_moves_the_last_but_one():
     (lambda: timesteps.levels(0), 'num_steps is 0'),
     (lambda: timesteps.levels(4, -1.0), 'shift is -1.0'),
     (lambda: timesteps.levels(4, 1.0, 'karras'), "no spacing 'karras'; choose one of uniform"),
-    (lambda: timesteps.check_lag(1.0), 'audio_lag=1.0; give a share'),
+    (lambda: timesteps.check_lag(0.6), 'audio_lag=0.6; give a share'),
     (lambda: timesteps.logit_normal(jax.random.key(0), (2,), 0.0, 0.0), 'std=0.0'),
     (lambda: timesteps.stretch(timesteps.levels(4), 1.5), 'terminal is 1.5')])
 def test_bad_arguments_are_refused(call, message):

@@ -135,6 +135,11 @@ def test_sound_lags_behind_the_picture_where_both_are_made():
   assert np.all(of(2, VIDEO) == 0) and np.mean(alone == 1) == 0  # the picture is given: nothing to lag behind
 
 
+def test_a_lag_wants_times_drawn_together():
+  with pytest.raises(ValueError, match='audio_lag=0.4 with joint=False'):
+    LossConfig(audio_lag=0.4, joint=False)
+
+
 def test_sound_whose_time_has_not_come_costs_nothing():
   tokens, objective = rows(np.random.default_rng(7), 64), Objective()
   config = LossConfig(timesteps='uniform', audio_lag=0.5)

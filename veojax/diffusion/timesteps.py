@@ -54,8 +54,10 @@ def within(t: Any, begin: Any, end: Any) -> Any:
 
 
 def check_lag(lag: float):
-  if not 0 <= lag < 1:
-    raise ValueError(f'audio_lag={lag}; give a share of the time, from 0 (sound and picture keep step) to below 1')
+  """ValueError for a lag of the sound that is none."""
+  if not 0 <= lag <= 0.5:
+    raise ValueError(f'audio_lag={lag}; give a share of the time, from 0 (picture and sound keep step) to 0.5 (one after '
+                     'the other)')
 
 
 def part(is_late: Any, lag: Any) -> tuple[Any, Any]:

@@ -35,6 +35,9 @@ class LossConfig:
 
   def __post_init__(self):
     timesteps.check_lag(self.audio_lag)
+    if self.audio_lag and not self.joint:
+      raise ValueError(f'audio_lag={self.audio_lag} with joint=False, which draws sound and picture each for itself; leave '
+                       'one of them out')
 
 
 def draw_levels(key: PRNGKeyArray, tokens: Tokens, config: LossConfig) -> Float[Array, 'b g']:
