@@ -165,6 +165,6 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
                            ({'motion': {**sizes(MOTION), 'block_out_channels': (32, 32)}}, 'were made for it'),
                            ({'vae': {**sizes(small.KL_VAE), 'layers_per_block': 2}}, 'vae.layers_per_block=2, but')):
     with pytest.raises(ValueError, match=message):
-      run.train(tree(folder, **changes), tmp_path / 'new')
+      run.train(tree(folder, loop={**LOOP, 'batch_size': 8}, **changes), tmp_path / 'new')
     if (tmp_path / 'new' / 'config.json').exists():
       (tmp_path / 'new' / 'config.json').unlink()

@@ -89,6 +89,6 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
                            ({'height': 12}, 'multiples of 8'), ({'image_dropout': 2.0}, 'image_dropout'),
                            ({'unet': {}}, 'unet.down_block_types=')):
     with pytest.raises(ValueError, match=message):
-      run.train(tree(folder, **changes), tmp_path / 'new')
+      run.train(tree(folder, loop={**LOOP, 'batch_size': 8}, **changes), tmp_path / 'new')
     if (tmp_path / 'new' / 'config.json').exists():
       (tmp_path / 'new' / 'config.json').unlink()
