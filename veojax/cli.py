@@ -93,7 +93,7 @@ def train(argv) -> int:
   host.keep_memory()
   host.enable_compilation_cache()
   if isinstance(config, run.TransformerRun) and config.mesh == run.TransformerRun.mesh:
-    host.one_device_a_core(run.rows(config))
+    host.one_device_a_core(run.common_batch(config))
   processes.join(known.coordinator, known.num_processes, known.process_index)
   with processes.together():
     try:

@@ -364,12 +364,12 @@ def test_training_begins_with_the_weights_and_the_tokenizer_of_another_model(fol
 def test_batches_of_codecs_trained_inside_count_too_and_what_is_wrong_with_one_is_told_of_it(tmp_path):
   config = run.build(run.read_config('configs/clips.py'))
   inner = [run.inner_run(config, kind) for kind in codecs.KINDS]
-  assert all(one.loop.batch_size % run.rows(config) == 0 for one in (config, *inner)) and run.rows(config) > 1
+  assert all(one.loop.batch_size % run.common_batch(config) == 0 for one in (config, *inner)) and run.common_batch(config) > 1
   config = dataclasses.replace(config, data=str(tmp_path / 'nowhere'))
   with pytest.raises(ValueError, match='configs/clips_video_vae.py, the video codec that is trained first: '):
     run.codec_of(config, tmp_path / 'run', 'video')
   named = dataclasses.replace(config, video_codec='world', audio_codec='')
-  assert run.rows(named) == named.loop.batch_size
+  assert run.common_batch(named) == named.loop.batch_size
 
 
 @pytest.mark.parametrize('stage, name', [(VIDEO, 'video'), (AUDIO, 'audio')])

@@ -48,8 +48,8 @@ def shift(t: Float[Array, '...'], s: float | int | Float[Array, '...']) -> Float
 
 
 def within(t: Any, begin: Any, end: Any) -> Any:
-  """The time of what goes from 1 to 0 while t falls from `begin` to `end`, and rests before and after. Arrays that
-  broadcast; begin = 1 and end = 0 is t itself."""
+  """The time of what goes from 1 to 0 while t falls from `begin` to `end`, and rests before and after: of
+  numbers, or arrays of numpy or JAX that broadcast, [...]; begin = 1 and end = 0 is t itself."""
   return ((t - end) / (begin - end)).clip(0, 1)
 
 
@@ -61,7 +61,9 @@ def check_lag(lag: float):
 
 
 def part(is_late: Any, lag: Any) -> tuple[Any, Any]:
-  """(begin, end), as of `within`, of what lags behind the rest by `lag`, a share of the time, and of the rest."""
+  """(begin, end), as of `within`, of what lags behind the rest by `lag`, a share of the time, and of the rest.
+  is_late: bool[...], lag: float[...], which broadcast; so do picture and sound of a clip, at levels of their own as in
+  UniDiffuser (Bao et al. 2023), go one way together."""
   return 1 - lag * is_late, lag * ~is_late
 
 

@@ -182,7 +182,7 @@ def naming(config: str, kind: str):
     raise ValueError(f'{config}, the {kind} codec that is trained first: {error}') from error
 
 
-def rows(config: TransformerRun) -> int:
+def common_batch(config: TransformerRun) -> int:
   """What divides the batches of a run and of the codecs that are trained inside it."""
   inner = [run for kind in codecs.KINDS if (run := inner_run(config, kind))]
   return math.gcd(*(run.loop.batch_size for run in (config, *inner)))
