@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.zoo.small_folders import drawn
 from veojax import sharding
@@ -30,7 +31,7 @@ def test_a_video_network_begins_as_the_image_network_of_each_frame():
   """With its weights, whatever they are; and it is blind to what it is given besides, until it has learned."""
   image = drawn(weights.abstract(lambda rngs: ImageUNet(UNET, rngs=rngs)), 0)
   more = UNetConfig(**{**vars(UNET), 'given_channels': 4})
-  video = jax.jit(lambda key: VideoUNet(more, rngs=make_a_video_unet.layers.Rngs(key)))(jax.random.key(1))
+  video = jax.jit(lambda key: VideoUNet(more, rngs=nnx.Rngs(key)))(jax.random.key(1))
   begun = make_a_video_unet.begun_as(video, {name: np.asarray(x) for name, x in weights.names(image).items()})
   x, level, told, fps = normal(2, 2, 3, 8, 6, 3), jnp.array([0.2, 0.9]), normal(3, 2, 6), jnp.array([3.0, 24.0])
   of_frames = jax.jit(lambda network: network(
