@@ -33,12 +33,13 @@ def without_compilation_cache():
 
 def keep_memory():
   """glibc keeps what is freed, for the next step, instead of giving it back to the system and asking for it page by
-  page again: that was a fifth of a training step's time on a CPU. Other C libraries are left as they are."""
+  page again: that was a fifth of a training step's time on a CPU, and more in a virtual machine. Other C libraries are
+  left as they are."""
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):
     return
-  one_arena, no_mmap, never_trim = (-8, 1), (-4, 0), (-1, 2**31 - 1)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+  one_arena, no_mmap, never_trim = (-8, 1), (-4, 0), (-1, -1)  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
   for option in (one_arena, no_mmap, never_trim):
     mallopt(*option)
 
