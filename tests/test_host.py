@@ -1,5 +1,7 @@
-"""One device a core: as many as divide the rows, and what someone has set stays. Programs that the cache must not keep."""
+"""One device a core: as many as divide the rows, and what someone has set stays. Memory that is kept. Programs that the
+cache must not keep."""
 import os
+import platform
 import subprocess
 import sys
 
@@ -34,6 +36,18 @@ def test_what_is_set_stays():
 
 def test_cores_are_among_the_processors():
   assert 1 <= host.num_cores() <= os.cpu_count()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries are left as they are')
+def test_memory_that_is_freed_is_kept_whatever_its_size():
+  """3 GiB, asked for and freed without being touched, stay in the heap after the call, and do not before it."""
+  code = ('import ctypes, sys; from veojax import host; c = ctypes.CDLL(None); '
+          'c.malloc.restype = c.sbrk.restype = ctypes.c_void_p; c.free.argtypes = [ctypes.c_void_p]; '
+          'sys.argv[1] == "yes" and host.keep_memory(); before = c.sbrk(0); c.free(c.malloc(ctypes.c_size_t(3 << 30))); '
+          'print(c.sbrk(0) - before)')
+  kept, given_back = (int(subprocess.run([sys.executable, '-c', code, asked], capture_output=True, text=True,
+                                         check=True).stdout) for asked in ('yes', 'no'))
+  assert kept >= 3 << 30 > given_back
 
 
 def test_the_cache_is_left_alone_where_its_programs_could_not_be_read_back(tmp_path):
