@@ -41,9 +41,18 @@ def test_colours_differ_and_held_out_pairs_stay_out():
       pairs = [(thing.colour, thing.shape) for thing in scene.objects]
       assert len({colour for colour, _ in pairs}) == len(pairs)
       assert not any(held_out(*pair) for pair in pairs)
-  for scene in drawn(WorldConfig(levels=LEVELS, split='combination')):
-    assert any(held_out(thing.colour, thing.shape) for thing in scene.objects)
   assert [sum(held_out(c, s) for s in SHAPES) for c in COLOURS] == [1] * len(COLOURS)
+
+
+@pytest.mark.parametrize('change', [
+    {}, {'min_objects': 3}, {'min_objects': 4, 'max_objects': 4, 'levels': ('L3', 'L5', 'L6')}])
+def test_all_that_the_split_combination_shows_is_held_out(change):
+  config = dataclasses.replace(WorldConfig(levels=('L1', 'L2', 'L3', 'L4'), split='combination'), **change)
+  scenes = drawn(config, range(64))
+  for scene in scenes:
+    assert all(held_out(thing.colour, thing.shape) for thing in scene.objects)
+    assert len({thing.colour for thing in scene.objects}) == len(scene.objects)
+  assert max(len(scene.objects) for scene in scenes) >= 3
 
 
 @pytest.mark.parametrize('split', SPLITS)

@@ -134,8 +134,8 @@ class WorldConfig:
 
   levels: L0 still · L1 drifting without gravity, walls on four sides · L2 one falling object · L3 several, which
     collide · L4 a pillar to pass behind · L5 rolling · L6 entering and leaving · L7 a moving camera over one of L1-L5.
-  split: 'train' and 'test' share a distribution but no scene; 'combination' shows the colour × shape pairs that these
-    two never show; 'r_out', 'v_out', 'rv_out', 'v_zero' have sizes or initial speeds outside the training range;
+  split: 'train' and 'test' share a distribution but no scene; 'combination' shows only the colour × shape pairs that
+    these two never show, of which a shape has two or three, so fewer objects where more are of one shape; 'r_out', 'v_out', 'rv_out', 'v_zero' have sizes or initial speeds outside the training range;
     'count' has 4 objects.
   max_objects, min_objects: L2 always has one object, L3 at least two.
   fps_min: the slowest frame rate at which every bounce must be resolvable: a rebound slower than

@@ -5,7 +5,7 @@ other's draws alone. Content is drawn, solved, and drawn again until the level s
 collision, a passage behind the pillar, ...) and every pair collision can be told apart; after ATTEMPTS the best so far
 is kept, whose physics is exact all the same. Objects that collide are made circles, because the contact body is a disc.
 Colours, which move nothing, come last: no colour twice, and in 'train' no pair of colour and shape that 'combination'
-holds out.
+holds out, which shows no other: as many objects of one shape as there are such colours, and no more.
 """
 import dataclasses
 import math
@@ -71,6 +71,8 @@ def _settle(rng, bare, config):
       scene, record = _round_colliders(scene)
     except UnsettledError:
       continue
+    if config.split == 'combination' and not _all_held_out(scene):
+      continue
     score = 2 * _distinct(record) + _shows(record)
     if score > best_score:
       best, best_score = scene, score
@@ -87,6 +89,8 @@ def _draw(rng, bare, config, attempt, cramped):
   count = _count(rng, bare.content, config)
   if config.split != 'count':
     count = min(count, max(2 if bare.content == 'L3' else 1, 4 - cramped // 8))
+  if config.split == 'combination' and attempt >= ATTEMPTS // 2:  # for two there are colours whatever their shape
+    count = min(count, 2)
   sizes = ('small', 'large') if cramped < 8 else ('small',)
   things = [_new_object(rng, bare, config.split, sizes) for _ in range(count)]
   if bare.content == 'L5':  # of one size, they meet level and stay on the floor
@@ -247,6 +251,12 @@ def _round_colliders(scene):
   raise AssertionError('each round makes at least one circle')
 
 
+def _all_held_out(scene):
+  """Whether there are colours of their own for all objects among those held out for their shapes, two or three."""
+  shapes = [thing.shape for thing in scene.objects]
+  return all(shapes.count(shape) <= sum(held_out(colour, shape) for colour in COLOURS) for shape in shapes)
+
+
 def _distinct(record: Record) -> bool:
   """Whether every pair collision is hard enough, and far enough from the last of the same pair, to be told apart."""
   last = {}
@@ -287,8 +297,7 @@ def _colour(rng, scene):
   wanted = scene.split == 'combination'
   free, things = [str(name) for name in rng.permutation(list(COLOURS))], []
   for thing in scene.objects:
-    # A shape has only two or three colours held out; a fourth object of it takes any that is left.
-    colour = next((c for c in free if held_out(c, thing.shape) == wanted), free[0])
+    colour = next(c for c in free if held_out(c, thing.shape) == wanted)
     free.remove(colour)
     things.append(dataclasses.replace(thing, colour=colour))
   return dataclasses.replace(scene, objects=tuple(things))
