@@ -44,7 +44,7 @@ def test_positions_sizes_and_shapes_of_sharp_pictures(shape, height, width):
     track = seen.tracks[colour]
     truth = np.array(position) + np.arange(5)[:, None] * step
     assert np.abs(track.positions - truth).max() < .1 / width + .001
-    assert track.shape == shape and world.RADII[track.size] == r
+    assert track.shape == shape and world.RADII[world_parser.size(track.radius)] == r
     assert abs(track.radius - r) < .003
 
 
@@ -55,7 +55,7 @@ def test_blurred_dim_and_noisy_pictures(shape, colour):
   seen = world_parser.parse(video, 8, LOOSE)
   assert set(seen.tracks) == {colour}
   track = seen.tracks[colour]
-  assert track.shape == shape and track.size == 'small'
+  assert track.shape == shape and world_parser.size(track.radius) == 'small'
   assert np.abs(track.positions - [[.3 + .02 * k, .6 - .01 * k] for k in range(5)]).max() < .01
 
 

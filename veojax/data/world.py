@@ -30,6 +30,11 @@ CAMERA_MOVES = ('static', 'pan left', 'pan right', 'pan up', 'pan down', 'zoom i
 GRAVITY = 2.0
 
 
+def shrinking(aspect: float) -> float:
+  """What the radii are multiplied by: below 1 in frames flatter than 9:16, so that objects have room to move."""
+  return min(1., 16 / 9 * aspect)
+
+
 @dataclasses.dataclass(frozen=True)
 class Material:
   """restitution and friction are dimensionless; frequency in Hz of a body of radius .1; decay in seconds."""
@@ -135,8 +140,8 @@ class WorldConfig:
   levels: L0 still · L1 drifting without gravity, walls on four sides · L2 one falling object · L3 several, which
     collide · L4 a pillar to pass behind · L5 rolling · L6 entering and leaving · L7 a moving camera over one of L1-L5.
   split: 'train' and 'test' share a distribution but no scene; 'combination' shows only the colour × shape pairs that
-    these two never show, of which a shape has two or three, so fewer objects where more are of one shape; 'r_out', 'v_out', 'rv_out', 'v_zero' have sizes or initial speeds outside the training range;
-    'count' has 4 objects.
+    these two never show, of which a shape has two or three, so seldom many objects; 'r_out', 'v_out', 'rv_out',
+    'v_zero' have sizes or initial speeds outside the training range; 'count' has 4 objects.
   max_objects, min_objects: L2 always has one object, L3 at least two.
   fps_min: the slowest frame rate at which every bounce must be resolvable: a rebound slower than
     max(.08, 1.5 g/fps_min) comes to rest, so the bounces of one object are at least 3 frames of fps_min apart.

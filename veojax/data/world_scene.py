@@ -14,7 +14,8 @@ import numpy as np
 
 from veojax.data import world_view
 from veojax.data.world import (
-    CAMERA_MOVES, COLOURS, GRAVITY, MATERIALS, OUTER_RADII, RADII, SHAPES, SPLITS, Camera, Object, Scene, WorldConfig)
+    CAMERA_MOVES, COLOURS, GRAVITY, MATERIALS, OUTER_RADII, RADII, SHAPES, SPLITS, Camera, Object, Scene, WorldConfig,
+    shrinking)
 from veojax.data.world_physics import SLOW, Record, UnsettledError, simulate
 
 ATTEMPTS = 40
@@ -126,7 +127,7 @@ def _count(rng, content, config):
 def _new_object(rng, bare, split, sizes):
   """A shape of a size and material, colourless and nowhere yet. In frames flatter than 9:16 all objects are smaller."""
   size = _pick(rng, sizes)
-  radius = (OUTER_RADII if split in ('r_out', 'rv_out') else RADII)[size] * min(1., 16 / 9 * bare.aspect)
+  radius = (OUTER_RADII if split in ('r_out', 'rv_out') else RADII)[size] * shrinking(bare.aspect)
   return Object(_pick(rng, SHAPES), 'white', size, _pick(rng, tuple(MATERIALS)), radius, (0., 0.), (0., 0.))
 
 
@@ -151,7 +152,7 @@ def _reach(thing, spacious):
 
 def _start(rng, bare, thing, index, occluders):
   r, w, level = thing.radius, thing.half_width, bare.content
-  gap = .01 * min(1., 16 / 9 * bare.aspect)
+  gap = .01 * shrinking(bare.aspect)
   x = rng.uniform(w + gap, 1 - w - gap)
   depth = bare.aspect - r - gap if level in ('L0', 'L1') else max(.55 * bare.aspect, r + 2 * gap)
   y = rng.uniform(r + gap, depth)

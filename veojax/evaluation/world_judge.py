@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from veojax.data import captions
+from veojax.data import captions, world
 from veojax.evaluation import (camera_parser, sound_parser, world_dynamics, world_heard, world_laws, world_motion,
                                world_objects, world_parser, world_score)
 from veojax.evaluation.benchmark import Metric
@@ -98,7 +98,11 @@ def judge(seen: Seen, truth: Clip, *, against_record: bool = True) -> dict[str, 
   colours = [o['colour'] for o in info['fields']['objects']]
   result = world_objects.measure(seen.observation.parse, colours, fastest=fastest,
                                  open_edges=not info['walls'] or info['level'] == 'L7')
-  laws = in_world(seen, info) if info['level'] == 'L7' else seen.strict
+  laws, observation = seen.strict, seen.observation
+  if info['level'] == 'L7':
+    laws, unmoved = (in_world(parse, seen.camera, info) for parse in (laws, observation.parse))
+    observation = dataclasses.replace(observation, radii={
+        colour: unmoved.tracks[colour].radius / world.shrinking(unmoved.aspect) for colour in observation.radii})
   impacts = world_laws.impacts(laws, info['gravity'])
   told = {o['colour']: o for o in stated['objects'] if 'colour' in o}
   record = {o['colour']: o for o in info['objects'] if o['colour'] in told}
@@ -106,7 +110,7 @@ def judge(seen: Seen, truth: Clip, *, against_record: bool = True) -> dict[str, 
   result |= world_dynamics.measure(
       laws, impacts, info['gravity'], {c: record[c] for c in materials}, rest_speed=info['rest_speed'],
       fastest=fastest)
-  result |= _caption(seen, stated)
+  result |= _caption(observation, stated)
   if against_record:
     result |= dict(zip(('position_error', 'velocity_error'), map(_mean, world_laws.errors(seen.strict, info))))
   if seen.clip.audio is not None:
@@ -119,37 +123,36 @@ def judge(seen: Seen, truth: Clip, *, against_record: bool = True) -> dict[str, 
   return {name: float(result[name]) for name in METRICS if np.isfinite(result.get(name, np.nan))}
 
 
-def in_world(seen: Seen, info: dict) -> Parse:
-  """The strict parse with the camera's motion, as recovered from the picture, taken out of positions and areas. Where
-  the camera begins is the scene's: the picture does not tell it."""
+def in_world(parse: Parse, camera: np.ndarray, info: dict) -> Parse:
+  """The parse with the camera's motion, as recovered from the picture, taken out of positions and areas. Where the
+  camera begins is the scene's: the picture does not tell it."""
   x, y, zoom = info['camera']['values'][0]
-  path = seen.camera * (1 / zoom, 1 / zoom, zoom) + (x, y, 0)
-  middle = np.array([.5, seen.strict.aspect / 2])
+  path = camera * (1 / zoom, 1 / zoom, zoom) + (x, y, 0)
+  middle = np.array([.5, parse.aspect / 2])
   tracks = {name: dataclasses.replace(
       track, positions=(track.positions - middle) / path[:, 2:] + path[:, :2], areas=track.areas / path[:, 2]**2)
-      for name, track in seen.strict.tracks.items()}
-  return dataclasses.replace(seen.strict, tracks=tracks)
+      for name, track in parse.tracks.items()}
+  return dataclasses.replace(parse, tracks=tracks)
 
 
 def _mean(values: np.ndarray) -> float:
   return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('nan')
 
 
-def _caption(seen: Seen, stated: dict) -> dict[str, float]:
+def _caption(seen: world_score.Observation, stated: dict) -> dict[str, float]:
   """All of the caption but the materials."""
-  parse = seen.observation.parse
-  tracks = {t.colour: t for t in seen.observation.tracks}
+  tracks = {t.colour: t for t in seen.tracks}
   right = {'count': [len(tracks) >= 1 if stated['count'] == 'some' else len(tracks) == stated['count']]}
   for o in stated['objects']:
     track = tracks.get(o.get('colour'))
     found = {'colour': track is not None, 'shape': track is not None and track.shape == o.get('shape'),
-             'size': track is not None and track.size == o.get('size'),
+             'size': track is not None and world_parser.size(seen.radii[track.colour]) == o.get('size'),
              'direction': track is not None and all(
-                 world_motion.heads(track, d, parse.fps) > HEADING for d in o.get('direction', ()))}
+                 world_motion.heads(track, d, seen.parse.fps) > HEADING for d in o.get('direction', ()))}
     for name, value in found.items():
       if o.get(name):
         right.setdefault(name, []).append(value)
-  told = world_score.caption_score(seen.observation, stated)['overall']
+  told = world_score.caption_score(seen, stated)['overall']
   return {name: float(np.mean(values)) for name, values in right.items()} | {'told': told}
 
 

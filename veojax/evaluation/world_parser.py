@@ -31,7 +31,7 @@ GRID, REACH = 24, 2.2  # samples across a shape's patch; half its side in radii 
 @dataclasses.dataclass(frozen=True)
 class ParserConfig:
   """cone: least cosine to a ray. threshold: least offset from the background, RGB in [0, 1]. min_area: least area of an
-  object, in squared widths. rescale: divide coverage by the blob's peak."""
+  object, in squared widths (times `world.shrinking`² in flat frames). rescale: divide coverage by the blob's peak."""
   cone: float = .97
   threshold: float = .12
   min_area: float = .006
@@ -78,10 +78,6 @@ class Track:
     """Median in widths, over the frames in which the object is whole."""
     return float(np.median(self.radii[self.whole]))
 
-  @property
-  def size(self) -> str:
-    return min(world.RADII, key=lambda name: abs(world.RADII[name] - self.radius))
-
 
 @dataclasses.dataclass(frozen=True)
 class Parse:
@@ -103,12 +99,18 @@ class Parse:
     return self.height / self.width
 
 
+def size(radius: float) -> str:
+  """The one of `world.RADII` that a radius is nearest to."""
+  return min(world.RADII, key=lambda name: abs(world.RADII[name] - radius))
+
+
 def parse(video: np.ndarray, fps: float, config: ParserConfig = STRICT) -> Parse:
   """video uint8[T, H, W, 3] → Parse. Any size from about 32 pixels of width on."""
   video = np.asarray(video)
   if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8:
     raise ValueError(f'video is {video.dtype}{list(video.shape)}; give uint8[T, H, W, 3]')
   T, H, W, _ = video.shape
+  config = dataclasses.replace(config, min_area=config.min_area * world.shrinking(H / W)**2)
   base = background(video).astype(np.float32)
   offset = video.astype(np.float32) / 255 - base
   rays = np.array([*world.COLOURS.values(), world.BROWN], np.float32) - base

@@ -22,10 +22,12 @@ AUDIBLE = .01  # rms over 3 ms below which a track is silence
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """A parsed clip. tracks: the persistent ones, largest first. onsets: None without a sound track. materials: for
-  each onset, the loudest first, its level and what it sounds like. place: of the sound, from 0 (left) to 1 (right)."""
+  """A parsed clip. tracks: the persistent ones, largest first. radii: of these, by colour, such as `world.RADII` has
+  them, seen by a camera without zoom. onsets: None without a sound track. materials: for each onset, the loudest first,
+  its level and what it sounds like. place: of the sound, from 0 (left) to 1 (right)."""
   parse: world_parser.Parse | None
   tracks: list
+  radii: dict[str, float]
   impacts: list
   onsets: np.ndarray | None
   loudness: float
@@ -35,14 +37,15 @@ class Observation:
 
 def observe(clip: Clip) -> Observation:
   """Parses a clip once, for any number of captions."""
-  parse, tracks, impacts = None, [], []
+  parse, tracks, radii, impacts = None, [], {}, []
   if clip.video is not None:
     parse = world_parser.parse(clip.video, clip.fps, world_parser.LOOSE)
     least = max(1, .15 * parse.num_frames)
     tracks = sorted((t for t in parse.tracks.values() if t.present.sum() >= least), key=lambda t: -t.areas.sum())
+    radii = {t.colour: t.radius / world.shrinking(parse.aspect) for t in tracks}
     impacts = world_motion.reversals(tracks, parse)
   if clip.audio is None:
-    return Observation(parse, tracks, impacts, None, 0., [], .5)
+    return Observation(parse, tracks, radii, impacts, None, 0., [], .5)
   audio, rate = np.nan_to_num(clip.audio), clip.sample_rate
   loudness = sound_parser.loudness(audio, rate)
   onsets, materials = np.zeros(0), []
@@ -53,7 +56,7 @@ def observe(clip: Clip) -> Observation:
     loud = energy > .1 * energy.max(initial=0)
     onsets, energy = onsets[loud], energy[loud]
     materials = [(float(energy[k]), sound_parser.materials(audio, rate, onsets[k])) for k in np.argsort(-energy)[:6]]
-  return Observation(parse, tracks, impacts, onsets, loudness, materials, sound_parser.place(audio, rate))
+  return Observation(parse, tracks, radii, impacts, onsets, loudness, materials, sound_parser.place(audio, rate))
 
 
 def caption_score(clip: Clip | Observation, text: str | dict) -> dict[str, float]:
@@ -166,7 +169,7 @@ def _one_object(o: dict, track, seen: Observation) -> dict[str, float]:
     scores['shape'] = np.mean(best == world_parser.SHAPES.index(o['shape']))
   if 'size' in asked:
     small, large = world.RADII['small'], world.RADII['large']
-    share = np.clip((track.radius - small) / (large - small), 0, 1)
+    share = np.clip((seen.radii[track.colour] - small) / (large - small), 0, 1)
     scores['size'] = share if o['size'] == 'large' else 1 - share
   if 'motion' in asked:
     scores['motion'] = world_motion.likeness(track, o['motion'], seen.parse.fps)
