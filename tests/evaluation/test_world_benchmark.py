@@ -66,6 +66,27 @@ def test_what_is_made_from_text_alone_has_no_record_in_its_floor_either():
   assert 'gravity_error' in values and not {'position_error', 'velocity_error'} & set(values)
 
 
+@pytest.mark.parametrize('given, held', [
+    ('nothing', False), ('sound', False), ('first_frame', True), ('picture', True)])
+def test_what_is_made_is_held_to_the_record_only_where_frames_were_given(given, held):
+  bench = World(num_clips=2, num_frames=9, levels=('L1',), given=given)
+  rows = bench.rows(Subject('model', object(), made=[bench.case(0)]), 'made', [0])
+  for row in rows['made'] + rows['shuffled']:
+    assert ({'position_error', 'velocity_error'} <= set(row.values)) == held and 'teleports' in row.values
+  assert ('position_error' in rows['made'][0].kept) == held
+
+
+@pytest.mark.parametrize('changes', [
+    {'levels': ('L7',)}, {'height': 32, 'width': 96}, {'levels': ('L7',), 'height': 32, 'width': 96}])
+def test_sizes_are_told_under_a_moving_camera_and_in_flat_frames(changes):
+  bench = World(num_clips=8, density='dense', **changes)
+  for i in range(8):
+    truth = bench.case(i)
+    seen = world_judge.see(truth)
+    assert world_judge.judge(seen, truth).get('size') in (1, None), i
+    assert {o['colour'] for o in truth.info['objects']} >= set(seen.observation.radii)
+
+
 def of_states(truth, made):
   return World(num_clips=len(truth)).scores({column: [Row(i, kept={'state': x.tolist()}) for i, x in enumerate(states)]
                                              for column, states in (('truth', truth), ('made', made))})

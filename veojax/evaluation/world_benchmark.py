@@ -101,8 +101,8 @@ class World(benchmark.Benchmark):
     truths = [self.case(i) for i in indices]
     through = lambda clip: round_trip.through(clips.adapted(clip, subject.codecs[1]), *subject.codecs)
     found = {'truth': lambda: truths, 'made': lambda: subject.make(self.wanted_for(truths, indices)),
-             'codec': lambda: [through(truth) for truth in truths]}[part]()
-    against_record = part != 'made' or self.given != 'nothing'
+             'codec': lambda: [clips.through(truth, subject) for truth in truths]}[part]()
+    against_record = part != 'made' or self.given not in ('nothing', 'sound')  # a sound leaves open where things are
     rows = {part: []}
     for i, clip, truth in zip(indices, found, truths):
       keep(part, i, clip)
