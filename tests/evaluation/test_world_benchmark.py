@@ -152,3 +152,11 @@ def test_codecs_get_sound_at_their_rate():
   bench.rows(subject, 'codec', [0], lambda column, index, clip: heard.append(clip))
   truth = bench.case(0)
   assert heard[0].sample_rate == 8000 and len(heard[0].audio) * 2 == len(truth.audio)
+
+
+def test_of_a_model_without_a_codec_for_sound_no_sound_is_judged(rows):
+  heard = {name for name, metric in World.METRICS.items() if metric.group in ('sync', 'sound')} | {'material'}
+  found = SMALL.rows(Subject('silent', codecs=(Exact(), None)), 'codec', range(4))['codec']
+  assert heard & {name for row in rows['truth'][:4] for name in row.values}
+  assert not heard & {name for row in found for name in row.values}
+  assert all(row.values['permanence'] == 1 for row in found)

@@ -99,7 +99,6 @@ class World(benchmark.Benchmark):
 
   def rows(self, subject: Subject, part: str, indices, keep=benchmark.keep_nothing) -> dict[str, list[Row]]:
     truths = [self.case(i) for i in indices]
-    through = lambda clip: round_trip.through(clips.adapted(clip, subject.codecs[1]), *subject.codecs)
     found = {'truth': lambda: truths, 'made': lambda: subject.make(self.wanted_for(truths, indices)),
              'codec': lambda: [clips.through(truth, subject) for truth in truths]}[part]()
     against_record = part != 'made' or self.given not in ('nothing', 'sound')  # a sound leaves open where things are
