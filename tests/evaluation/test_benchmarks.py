@@ -1,18 +1,22 @@
 """Every benchmark that can be named: its metrics, and a whole evaluation of those that need no trained model."""
 import dataclasses
 import json
+import pathlib
 import types
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
+import veojax
 from veojax import config as door
 from veojax.data import prepare
 from veojax.data.world import WorldConfig
-from veojax.evaluation import clips, evaluate, fad, fvd, loaded, page, sweep, units
+from veojax.evaluation import benchmark, clips, evaluate, fad, fvd, loaded, page, sweep, units
 from veojax.evaluation.benchmark import COLUMNS, Benchmark, Metric, Subject
+from veojax.generation.model import Model
+from veojax.generation.wanted import Wanted
 from veojax.training import heldout
+from veojax.zoo import origin
 
 
 @pytest.mark.parametrize('name', list(evaluate.BENCHMARKS))
@@ -34,7 +38,7 @@ def test_a_distance_of_sets_has_a_report_too(tmp_path, monkeypatch):
   monkeypatch.setattr(fad, 'embeddings', bands)
   monkeypatch.setattr(fad, 'load', lambda weights, allow_unknown: None)
   path = tmp_path / 'vggish.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
+  origin.write({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
   result = evaluate.evaluate('truth', 'fad', tmp_path / 'report', {'num_clips': 8, 'weights': str(path)}, show=False)
   assert list(result.scores) == ['fad/google/halves']  # of the truth alone there is the floor
   floor = result.scores['fad/google/halves']['truth']
@@ -84,7 +88,7 @@ def weights(tmp_path, monkeypatch):
   for module in (fad, fvd):
     monkeypatch.setattr(module, 'load', lambda weights, allow_unknown: None)
   path = tmp_path / 'weights.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
+  origin.write({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'ab' * 28})
   return str(path)
 
 

@@ -1,13 +1,12 @@
 """FAD: examples of its protocols, its network's refusal of others, and sounds that a drawn network tells apart."""
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from veojax.evaluation import fad
 from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.fad import FAD
 from veojax.types import Clip
-from veojax.zoo import vggish
+from veojax.zoo import origin, vggish
 
 
 def test_examples_of_the_protocols():
@@ -57,10 +56,10 @@ def test_other_networks_are_refused_and_never_called_fad(tmp_path):
   with pytest.raises(ValueError, match='needs the weights of VGGish: vggish-10086976.pth'):
     FAD().fitted(Subject('truth'))
   path = tmp_path / 'other.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': 'cd' * 32})
+  origin.write({'x': np.zeros(1, np.float32)}, path, {'sha256': 'cd' * 32})
   with pytest.raises(ValueError, match='cdcd.* not known'):
     fad.load(str(path), False)
   assert list(FAD(weights=str(path), allow_unknown_weights=True).METRICS) == [
       'frechet-vggish/google', 'frechet-vggish/google/halves']
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'cd' * 28})
+  origin.write({'x': np.zeros(1, np.float32)}, path, {'sha256': '10086976' + 'cd' * 28})
   assert list(FAD(weights=str(path), protocol='pytorch').METRICS) == ['fad/pytorch', 'fad/pytorch/halves']

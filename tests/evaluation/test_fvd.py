@@ -3,14 +3,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from veojax.evaluation import fvd
 from veojax.evaluation.benchmark import Row, Subject
 from veojax.evaluation.frechet import Moments, distance
 from veojax.evaluation.set_distance import NUM_BLOCKS
 from veojax.evaluation.fvd import FVD, PROTOCOLS
-from veojax.zoo import i3d
+from veojax.zoo import i3d, origin
 
 
 class Pixels:
@@ -66,7 +65,7 @@ def test_frames_that_are_looked_at():
 @pytest.fixture
 def unknown(tmp_path):
   path = tmp_path / 'i3d.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, path, {'sha256': 'ab' * 32})
+  origin.write({'x': np.zeros(1, np.float32)}, path, {'sha256': 'ab' * 32})
   return str(path)
 
 
@@ -82,11 +81,11 @@ def test_other_networks_are_refused_and_never_called_fvd_or_kvd(unknown, tmp_pat
     fvd.load(unknown, True)  # allowed, and then read
   sha256 = next(key for key in i3d.OTHERS if key.startswith('sha256')).removeprefix('sha256:')
   imagenet, true = tmp_path / 'imagenet.safetensors', tmp_path / 'true.safetensors'
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, imagenet, {'sha256': sha256})
+  origin.write({'x': np.zeros(1, np.float32)}, imagenet, {'sha256': sha256})
   with pytest.raises(ValueError, match='rgb_imagenet.pt .*FVD is by'):
     fvd.load(str(imagenet), False)
   sha256 = next(iter(i3d.FVD)).removeprefix('sha256:')
-  safetensors.numpy.save_file({'x': np.zeros(1, np.float32)}, true, {'sha256': sha256})
+  origin.write({'x': np.zeros(1, np.float32)}, true, {'sha256': sha256})
   assert list(FVD(weights=str(true), protocol='google').METRICS) == [
       'fvd/google', 'fvd/google/halves', 'kvd/google', 'kvd/google/halves']
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from veojax.evaluation import fad, fvd
 from veojax.zoo import i3d, origin, vggish
 
 
@@ -41,6 +42,28 @@ def test_a_file_that_remembers_nothing_is_known_by_itself(tmp_path):
   sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
   assert origin.identify(path, i3d.FVD | vggish.FAD) == origin.Origin('', sha256)
   assert origin.identify(path, {f'sha256:{sha256}': 'a'}).name == 'a'
+
+
+def test_a_name_is_of_the_tensors_that_were_read(tmp_path):
+  path, source, known = tmp_path / 'a.safetensors', {'sha256': 'ab' * 32, 'git': 'cd' * 20}, {'git:' + 'cd' * 20: 'net'}
+  tensors = {'x': np.arange(6, dtype=np.float32).reshape(2, 3), 'y': np.zeros(1, np.int64)}
+  origin.write(tensors, path, source)
+  assert origin.identify(path, known) == origin.Origin('net', 'ab' * 32)
+  with safetensors.safe_open(path, framework='numpy') as file:
+    told = file.metadata()
+  changes = {'value': {**tensors, 'x': tensors['x'] + 1}, 'shape': {**tensors, 'x': tensors['x'].T.copy()},
+             'name': {'z': tensors['x'], 'y': tensors['y']}, 'kind': {**tensors, 'y': tensors['y'].view(np.uint64)}}
+  for changed in changes.values():
+    safetensors.numpy.save_file(changed, path, told)
+    found = origin.identify(path, known)
+    assert (found.name, found.hash) == ('', hashlib.sha256(path.read_bytes()).hexdigest())
+    assert 'not those that were read from its source; convert it again' in found.doubt
+  safetensors.numpy.save_file(tensors, path, source)  # as none is written any more
+  found = origin.identify(path, known)
+  assert not found.name and found.hash != 'ab' * 32 and 'no hash of its tensors; convert it again' in found.doubt
+  for load, says in ((fvd.load, 'an unknown network'), (fad.load, 'not known to be FAD')):
+    with pytest.raises(ValueError, match=f'{says}.*convert it again.*; allow_unknown_weights=True'):
+      load(str(path), False)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -94,8 +94,10 @@ def load(weights: str, allow_unknown: bool) -> vggish.VGGish:
     raise ValueError(f'FAD needs the weights of VGGish: {known}; convert it with `python -m veojax.zoo.origin SOURCE '
                      'vggish.safetensors` and give weights=vggish.safetensors')
   if not allow_unknown and not is_fad(weights):
-    raise ValueError(f'{weights} (sha256 {origin.identify(weights, {}).hash}) is not known to be FAD\'s {known}; '
-                     'allow_unknown_weights=True measures with it all the same, under another name')
+    found = origin.identify(weights, {})
+    raise ValueError(f'{weights} (sha256 {found.hash}) is not known to be FAD\'s {known}; '
+                     f'{found.doubt and f"{found.doubt}; "}allow_unknown_weights=True measures with it all the same, '
+                     'under another name')
   return vggish.load(weights)
 
 

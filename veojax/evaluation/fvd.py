@@ -136,7 +136,8 @@ def load(weights: str, allow_unknown: bool) -> i3d.I3D:
   found = origin.identify(weights, i3d.FVD | i3d.OTHERS)
   if not allow_unknown and not is_fvd(weights):
     raise ValueError(f'{weights} holds {found.name or "an unknown network"} (sha256 {found.hash}), and FVD is by {known}; '
-                     'allow_unknown_weights=True measures with it all the same, under another name')
+                     f'{found.doubt and f"{found.doubt}; "}allow_unknown_weights=True measures with it all the same, '
+                     'under another name')
   return i3d.load(weights)
 
 
