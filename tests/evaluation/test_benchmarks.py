@@ -107,6 +107,26 @@ def making(num_frames: int, options: dict = {}) -> Subject:
 
 
 @pytest.mark.parametrize('bench, least', [(fvd.FVD(num_frames=10, stride=2), 19), (fad.FAD(), 8)])
+@pytest.mark.parametrize('name', ['fvd', 'fad'])
+def test_fewer_clips_than_halves_are_made_of_are_refused(name, weights):
+  for num_clips in (0, 1, 3):
+    with pytest.raises(ValueError, match=f'num_clips={num_clips}; .*give at least 4'):
+      evaluate.judged('truth', name, {'weights': weights, 'num_clips': num_clips})
+  assert evaluate.judged('truth', name, {'weights': weights, 'num_clips': 4})[1].num_clips == 4
+
+
+@pytest.mark.parametrize('name', ['world', 'fvd'])
+def test_a_model_of_sound_alone_is_refused_before_it_makes_anything(name, weights, model_folder):
+  whole = veojax.load(model_folder)
+  sound = Model(whole.config, whole.dit, None, whole.audio_codec, whole.tokenizer)
+  bench = evaluate.benchmark(name, {'weights': weights} if name == 'fvd' else {})
+  with pytest.raises(ValueError, match='some makes no pictures to measure'):
+    bench.fitted(Subject('some', sound))
+  assert evaluate.benchmark('basic', {}).fitted(Subject('some', sound)).scenes.num_frames == 9
+  published = types.SimpleNamespace(clip_sizes=whole.clip_sizes | {'num_frames': 17}, video_codec=None)
+  assert bench.fitted(Subject('some', published)).num_frames
+
+
 def test_what_a_data_set_or_the_model_has_too_short_is_refused_before_it_is_made(bench, least, weights, monkeypatch):
   bench = dataclasses.replace(bench, num_clips=4, data='some', weights=weights, allow_unknown_weights=True)
   of_sizes(monkeypatch, least - 1)

@@ -81,6 +81,11 @@ class Subject:
                                given=[one.given for one in filled], **self.options, **first.options)[:num]
 
   @property
+  def makes_pictures(self) -> bool:
+    """False of a model of sound alone. Published models, whose codecs are told to none, all make pictures."""
+    return not isinstance(self.model, Model) or self.model.video_codec is not None
+
+  @property
   def mixes(self) -> bool:
     """Whether `together` takes subjects of this model: those of published ones have one scale for a whole batch."""
     return isinstance(self.model, Model)

@@ -45,7 +45,7 @@ def fitted(bench, subject: Subject, **changes):
                      f'num_clips={held}, or prepare more')
   scenes, data_hash = bench.scenes, ''
   if bench.data == WORLD:
-    scenes = dataclasses.replace(scenes, seed=bench.seed).fitted(subject)
+    scenes = dataclasses.replace(scenes, seed=bench.seed).sized(subject)
   else:
     data_hash = _fingerprint(bench.data)
   return dataclasses.replace(bench, data_hash=data_hash, scenes=scenes, **changes)

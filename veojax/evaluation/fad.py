@@ -48,6 +48,7 @@ class FAD(set_distance.SetBenchmark):
   FEATURES = 'embeddings'
 
   def fitted(self, subject: Subject) -> 'FAD':
+    self.check_count()
     load(self.weights, self.allow_unknown_weights)
     if subject.model is not None and subject.model.audio_codec is None:
       raise ValueError(f'{subject.name} makes no sound to measure; give a model that does')

@@ -79,6 +79,9 @@ class FVD(set_distance.SetBenchmark):
             | set_distance.metrics(f'{kernel}/{self.protocol}', f'{frames}; squared mean discrepancy, cubic kernel'))
 
   def fitted(self, subject: Subject) -> 'FVD':
+    self.check_count()
+    if not subject.makes_pictures:
+      raise ValueError(f'{subject.name} makes no pictures to measure; give a model that does')
     load(self.weights, self.allow_unknown_weights)
     fitted = clips.fitted(self, subject, network=origin.identify(self.weights, {}).hash)
     for told, length in clips.longest(fitted, subject).items():

@@ -21,6 +21,7 @@ from veojax.evaluation.benchmark import Metric, Row, Score
 
 NUM_BLOCKS = 32
 NUM_HALVES = 20
+LEAST = 4  # clips that features are needed of: two a half
 
 
 class Distance(NamedTuple):
@@ -48,6 +49,11 @@ class SetBenchmark(benchmark.Benchmark):
   @property
   def KEY(self) -> tuple[str, ...]:
     return tuple(self.METRICS)
+
+  def check_count(self):
+    """ValueError for so few clips that no distance would be told."""
+    if self.num_clips < LEAST:
+      raise ValueError(f'num_clips={self.num_clips}; halves of a set are compared, give at least {LEAST}')
 
   def read(self, parts: Iterable[dict[str, list[Row]]]) -> tuple[dict[str, list[Row]], dict[str, dict[str, Score]]]:
     """As every benchmark; the rows come without their features."""
@@ -103,7 +109,7 @@ def compared(sets: dict[str, Blocks], distance: Distance) -> tuple[dict[str, Sco
   whole, halves, truth = {}, {}, sets.get('truth', Blocks(distance.of))
   for column, own in sets.items():
     shared = sorted(own.blocks.keys() & truth.blocks.keys())
-    if len(shared) < 4:
+    if len(shared) < LEAST:
       continue
     of_half = lambda a, b: distance.between(own.joined(shared[i] for i in a), truth.joined(shared[i] for i in b))
     value, low, high = benchmark.over_halves(of_half, len(shared), NUM_HALVES)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from veojax.data import world, world_clip
-from veojax.evaluation import benchmark, clips, frechet, round_trip, world_judge, world_state
+from veojax.evaluation import benchmark, clips, frechet, set_distance, world_judge, world_state
 from veojax.evaluation.benchmark import Metric, Row, Score, Subject
 from veojax.evaluation.world_judge import Seen
 from veojax.generation import tasks
@@ -58,8 +58,9 @@ class World(benchmark.Benchmark):
       'shuffled': 'the floor: held to captions and sounds of other clips, and for physics, given frames, reappearance '
                   'and identity_swaps to their own scenes with the frames in a random order'}
   NOTE = ("fsd and mmd are of halves of the clips, and the truth's are their floor: what a perfect model would get of "
-          'as many clips. A set is the same in any order, so captions of other clips change nothing in it. Frames in a '
-          'random order mostly leave no flight, bounce or roll, so laws that are told from these have no floor.')
+          'as many clips; of fewer than four clips there are none. A set is the same in any order, so captions of '
+          'other clips change nothing in it. Frames in a random order mostly leave no flight, bounce or roll, so laws '
+          'that are told from these have no floor.')
 
   def __post_init__(self):
     if self.num_clips < 1:
@@ -72,6 +73,12 @@ class World(benchmark.Benchmark):
     return self.levels or (('L1', 'L3', 'L4') if self.split == 'count' else ('L1', 'L2', 'L3', 'L4'))
 
   def fitted(self, subject: Subject) -> 'World':
+    if not subject.makes_pictures:
+      raise ValueError(f'{subject.name} makes no pictures to measure; give a model that does')
+    return self.sized(subject)
+
+  def sized(self, subject: Subject) -> 'World':
+    """With the sizes of the subject's clips where none are asked for."""
     model, codec = subject.model, subject.codecs[1]
     own = {**SIZES, **(model.clip_sizes if model is not None else {}),
            **({'sample_rate': codec.sample_rate} if codec is not None else {})}
@@ -159,7 +166,7 @@ class World(benchmark.Benchmark):
     """Each column against the truth: a random half of the one against the other half of the other, so that the truth's
     own entry, the floor of any such distance, is told from as many clips."""
     num = len(rows.get('truth', ()))
-    if num < 4:
+    if num < set_distance.LEAST:
       return {}
     columns = {name: part for name, part in rows.items() if name != 'shuffled' and len(part) == num}
     states = {name: np.array([row.kept['state'] for row in part]) for name, part in columns.items()}
