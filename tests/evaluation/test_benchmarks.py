@@ -31,6 +31,31 @@ def test_what_a_benchmark_has(name):
     evaluate.benchmark(name, {'num_clip': 7})
 
 
+def test_a_key_changes_with_the_code_that_measures(tmp_path, monkeypatch):
+  package = pathlib.Path(units.__file__).parent.parent
+  for pattern in units.MEASURING:
+    for path in package.glob(pattern):
+      copy = tmp_path / path.relative_to(package)
+      copy.parent.mkdir(exist_ok=True)
+      copy.write_bytes(path.read_bytes())
+    assert list(package.glob(pattern)), pattern
+  read = units.code.__wrapped__
+  assert read(tmp_path) == read(package) == units.code()
+  (tmp_path / 'data' / 'mixing.py').write_text('')  # measures nothing
+  assert read(tmp_path) == units.code()
+  found = {units.code()}
+  for name in ('evaluation/world_parser.py', 'data/world_scene.py', 'data/caption_grammar.py', 'zoo/i3d.py'):
+    with (tmp_path / name).open('a') as file:
+      file.write('# another\n')
+    found.add(read(tmp_path))
+  assert len(found) == 5
+  of_truth = lambda: units.key('basic', evaluate.benchmark('basic', {}), Subject('truth'), 'truth')
+  key = of_truth()
+  assert key == of_truth()
+  monkeypatch.setattr(units, 'code', lambda: 'other')
+  assert key != of_truth()
+
+
 def test_a_distance_of_sets_has_a_report_too(tmp_path, monkeypatch):
   """With the mean and spread of an example's bands in place of the network."""
   def bands(network, examples):

@@ -1,6 +1,7 @@
 """Units of work, each with one file: a run of clips of one part of a benchmark of one subject.
 
-A file appears whole (by rename) or not at all, and its name is a hash of all that determines what is in it. So a run
+A file appears whole (by rename) or not at all, and its name is a hash of all that determines what is in it, the code
+that measures included. So a run
 that was killed goes on where it stopped, nothing is computed twice, processes share nothing but the folder, and a grid
 that grows keeps what it has. What failed is kept beside the results and tried again by the next run.
 """
@@ -19,6 +20,10 @@ from veojax.evaluation.benchmark import Benchmark, Row, Subject, keep_nothing
 from veojax.generation.export import Sample
 from veojax.types import Clip
 
+# What measures, under the package's folder: benchmarks and judges, the truth that they hold clips to, and networks.
+MEASURING = ('evaluation/*.py', 'data/world*.py', 'data/caption*.py', 'data/impossible.py', 'zoo/i3d.py',
+             'zoo/vggish.py', 'models/perceptual.py')
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
@@ -36,12 +41,22 @@ class Unit:
 
 def key(name: str, benchmark: Benchmark, subject: Subject, part: str) -> str:
   """Sixteen hex digits that change with anything that the rows of this part depend on."""
-  told = {'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part, 'alone': subject.model is None}
+  told = {'code': code(), 'benchmark': name, 'fields': door.to_tree(benchmark), 'part': part,
+          'alone': subject.model is None}
   if part != 'truth':
     told['codecs'] = [codec and codec.whole_hash() for codec in subject.codecs]
   if part == 'made':
     told |= {'model': subject.model.fingerprint, 'options': settings(subject)}
   return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code(package: pathlib.Path = pathlib.Path(__file__).parent.parent) -> str:
+  """sha256 of the sources of MEASURING: rows of another judge are no rows of this one."""
+  digest = hashlib.sha256()
+  for path in sorted({path for pattern in MEASURING for path in package.glob(pattern)}):
+    digest.update(path.relative_to(package).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+  return digest.hexdigest()
 
 
 def settings(subject: Subject) -> dict:
