@@ -222,8 +222,10 @@ def evaluate(argv) -> int:
   --model truth and --model roundtrip measure true clips, and the same through the world's codecs. Any field of the
   benchmark is an option (world: --num_clips --seed --levels="('L1','L4')" --split=pairs --given=first_frame
   --num_frames --height --width --fps), and any of generate's settings (--num_inference_steps --guidance_scale --sampler
-  ...). Started again, it goes on with what the output holds. On several devices: --mesh.data --mesh.fsdp --mesh.context
-  --mesh.tensor, as of generate, over the devices of each process; several processes share out the clips.
+  ...). Of the captions of a data set (--data) clips are made of the model's own size, or of another: --clip.num_frames
+  --clip.height --clip.width --clip.fps. Started again, it goes on with what the output holds. On several devices:
+  --mesh.data --mesh.fsdp --mesh.context --mesh.tensor, as of generate, over the devices of each process; several
+  processes share out the clips.
   """
   parser = _parser('evaluate')
   parser.add_argument('--model', required=True, help='folder of a run, a checkpoint or a converted model; truth or roundtrip')

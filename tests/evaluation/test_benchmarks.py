@@ -107,6 +107,26 @@ def test_a_distance_of_clips_that_are_all_too_short_is_refused(name, options, me
       fad.FAD(weights=weights).fitted(silent)
 
 
+@pytest.mark.parametrize('name', ['fvd', 'fad'])
+def test_fewer_clips_than_halves_are_made_of_are_refused(name, weights):
+  for num_clips in (0, 1, 3):
+    with pytest.raises(ValueError, match=f'num_clips={num_clips}; .*give at least 4'):
+      evaluate.judged('truth', name, {'weights': weights, 'num_clips': num_clips})
+  assert evaluate.judged('truth', name, {'weights': weights, 'num_clips': 4})[1].num_clips == 4
+
+
+@pytest.mark.parametrize('name', ['world', 'fvd'])
+def test_a_model_of_sound_alone_is_refused_before_it_makes_anything(name, weights, model_folder):
+  whole = veojax.load(model_folder)
+  sound = Model(whole.config, whole.dit, None, whole.audio_codec, whole.tokenizer)
+  bench = evaluate.benchmark(name, {'weights': weights} if name == 'fvd' else {})
+  with pytest.raises(ValueError, match='some makes no pictures to measure'):
+    bench.fitted(Subject('some', sound))
+  assert evaluate.benchmark('basic', {}).fitted(Subject('some', sound)).scenes.num_frames == 9
+  published = types.SimpleNamespace(clip_sizes=whole.clip_sizes | {'num_frames': 17}, video_codec=None)
+  assert bench.fitted(Subject('some', published)).num_frames
+
+
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
   """A file of no network, which nothing reads."""
@@ -132,26 +152,6 @@ def making(num_frames: int, options: dict = {}) -> Subject:
 
 
 @pytest.mark.parametrize('bench, least', [(fvd.FVD(num_frames=10, stride=2), 19), (fad.FAD(), 8)])
-@pytest.mark.parametrize('name', ['fvd', 'fad'])
-def test_fewer_clips_than_halves_are_made_of_are_refused(name, weights):
-  for num_clips in (0, 1, 3):
-    with pytest.raises(ValueError, match=f'num_clips={num_clips}; .*give at least 4'):
-      evaluate.judged('truth', name, {'weights': weights, 'num_clips': num_clips})
-  assert evaluate.judged('truth', name, {'weights': weights, 'num_clips': 4})[1].num_clips == 4
-
-
-@pytest.mark.parametrize('name', ['world', 'fvd'])
-def test_a_model_of_sound_alone_is_refused_before_it_makes_anything(name, weights, model_folder):
-  whole = veojax.load(model_folder)
-  sound = Model(whole.config, whole.dit, None, whole.audio_codec, whole.tokenizer)
-  bench = evaluate.benchmark(name, {'weights': weights} if name == 'fvd' else {})
-  with pytest.raises(ValueError, match='some makes no pictures to measure'):
-    bench.fitted(Subject('some', sound))
-  assert evaluate.benchmark('basic', {}).fitted(Subject('some', sound)).scenes.num_frames == 9
-  published = types.SimpleNamespace(clip_sizes=whole.clip_sizes | {'num_frames': 17}, video_codec=None)
-  assert bench.fitted(Subject('some', published)).num_frames
-
-
 def test_what_a_data_set_or_the_model_has_too_short_is_refused_before_it_is_made(bench, least, weights, monkeypatch):
   bench = dataclasses.replace(bench, num_clips=4, data='some', weights=weights, allow_unknown_weights=True)
   of_sizes(monkeypatch, least - 1)
@@ -159,8 +159,43 @@ def test_what_a_data_set_or_the_model_has_too_short_is_refused_before_it_is_made
     bench.fitted(Subject('truth'))
   of_sizes(monkeypatch, least)
   assert bench.fitted(Subject('truth')) == bench.fitted(making(least)) == bench.fitted(making(2, {'num_frames': least}))
-  with pytest.raises(ValueError, match=f'model with num_frames={least - 1}, fps=8.0: .* too short for'):
+  with pytest.raises(ValueError, match=f'model with clip.num_frames={least - 1}, clip.fps=8.0: .* too short for'):
     bench.fitted(making(least - 1))
+
+
+def test_clips_of_a_data_sets_captions_have_the_sizes_that_are_asked_for(model_folder, monkeypatch):
+  of_sizes(monkeypatch, 9)
+  options = {'num_clips': 4, 'data': 'some', 'num_inference_steps': 1}
+  judged = lambda **more: evaluate.judged(str(model_folder), 'basic', options | more)
+  (own, bench), (one, same) = judged(), judged(clip={'num_frames': 5, 'height': 16})
+  assert bench == same and own.sizes == {}
+  assert one.sizes == {'num_frames': 5, 'height': 16} == {name: units.settings(one)[name] for name in one.sizes}
+  keys = {part: units.key('basic', bench, own, part) == units.key('basic', bench, one, part)
+          for part in ('made', 'truth', 'codec')}
+  assert keys == {'made': False, 'truth': True, 'codec': True}
+  wanted = [Wanted('a red ball bounces')]
+  assert [subject.make(wanted)[0].video.shape for subject in (own, one)] == [(9, 32, 32, 3), (5, 16, 32, 3)]
+  assert benchmark.together([(one, wanted)])[0][0].video.shape == (5, 16, 32, 3)
+
+
+@pytest.mark.parametrize('name, options, message', [
+    ('basic', {'num_frames': 5, 'data': 'some'}, "unknown option num_frames=5; did you mean 'clip.num_frames'"),
+    ('basic', {'clip': {'num_frame': 5}, 'data': 'some'}, "clip.num_frame=5; did you mean 'clip.num_frames'"),
+    ('basic', {'clip': {'num_frames': 0}, 'data': 'some'}, 'num_frames=0; give a positive whole number'),
+    ('basic', {'clip': {'num_frames': 5}}, "unknown option clip.num_frames=5; did you mean 'scenes.num_frames'"),
+    ('basic', {'clip': 5, 'data': 'some'}, 'unknown option clip=5'),
+    ('world', {'clip': {'num_frames': 5}}, "unknown option clip.num_frames=5; did you mean 'num_frames'"),
+    ('fvd', {'num_frames': 10, 'data': 'some', 'clip': {'num_frames': 8}},
+     'clip.num_frames=8, clip.fps=8.0: clips too short for num_frames=10'),
+    ('reconstruction', {'clip': {'num_frames': 5}, 'data': 'some'}, 'clip.num_frames with .* nothing made; leave it')])
+def test_sizes_that_nothing_is_made_in_are_refused(name, options, message, model_folder, weights, monkeypatch):
+  of_sizes(monkeypatch, 10)
+  options = {'num_clips': 4, **({'weights': weights} if name == 'fvd' else {}), **options}
+  with pytest.raises(ValueError, match=message):
+    evaluate.judged(str(model_folder), name, options)
+  if name == 'basic' and options.get('clip') != 5:
+    with pytest.raises(ValueError, match="with the model 'truth', which makes nothing"):
+      evaluate.judged('truth', name, options)
 
 
 def test_the_split_that_is_measured_is_told(monkeypatch):

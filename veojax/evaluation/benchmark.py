@@ -60,8 +60,9 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Subject:
   """What is judged. model: of `veojax.load`, or None for the truth alone. codecs: (video, audio), of the model if
-  there is one; either may be None. options: for `Model.generate`. batch: clips made at a time, fewer being filled up to
-  it, so that they share a compilation. made: clips that are there already, which `make` gives."""
+  there is one; either may be None. options: for `Model.generate`, sizes of clips among them. batch: clips
+  made at a time, fewer being filled up to it, so that they share a compilation. made: clips that are there already,
+  which `make` gives."""
   name: str
   model: Any = None
   codecs: tuple[Any, Any] = (None, None)
@@ -79,6 +80,18 @@ class Subject:
     filled = wanted + wanted[-1:] * (self.batch - num)
     return self.model.generate([one.prompt for one in filled], seed=first.seed, first_index=first.index,
                                given=[one.given for one in filled], **self.options, **first.options)[:num]
+
+  @property
+  def sampling(self):
+    """The model's settings for sampling, under the options."""
+    return self.model.sampling({name: value for name, value in self.options.items() if name not in self.sizes})
+
+  @property
+  def sizes(self) -> dict[str, Any]:
+    """What the options ask for of a clip's sizes. Of published models these are settings for sampling."""
+    settings = vars(self.model.sampling({}))
+    return {name: value for name, value in self.options.items()
+            if name in self.model.clip_sizes and name not in settings}
 
   @property
   def makes_pictures(self) -> bool:

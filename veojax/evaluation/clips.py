@@ -78,7 +78,7 @@ def longest(bench, subject: Subject) -> dict[str, Length]:
   if subject.model is not None:
     sizes = subject.model.clip_sizes | {name: value for name, value in subject.options.items() if value is not None}
     num_frames, fps = sizes['num_frames'], sizes['fps']
-    found[f'{subject.name} with num_frames={num_frames}, fps={fps}'] = Length(num_frames, num_frames / fps)
+    found[f'{subject.name} with clip.num_frames={num_frames}, clip.fps={fps}'] = Length(num_frames, num_frames / fps)
   return found
 
 

@@ -10,9 +10,9 @@ from rich import console, progress, table
 
 from veojax import config as door
 from veojax import processes, sharding
-from veojax.evaluation import loaded, page, report, units
+from veojax.evaluation import clips, loaded, page, report, units
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
-from veojax.generation import codecs, model as models
+from veojax.generation import codecs, model as models, tasks
 
 BENCHMARKS = {  # what `--benchmark` names
     'world': 'veojax.evaluation.world_benchmark:World',
@@ -65,7 +65,8 @@ def _loaded(name: str):
 
 def subject(name: str, options: dict, batch: int = BATCH, known: Collection[str] = ()) -> Subject:
   """A model by its name; 'truth' is none, 'roundtrip' the world's codecs alone. known: options of the benchmark, among
-  which an error looks for the nearest too. ValueError for what the model cannot do."""
+  which an error looks for the nearest too; where 'clip.num_frames' and the like are there, options may ask for these.
+  ValueError for what the model cannot do."""
   if name in ('truth', 'roundtrip'):
     if options:
       hint = f', or give an option of the benchmark ({door.nearest(next(iter(options)), known)})' if known else ''
@@ -73,22 +74,31 @@ def subject(name: str, options: dict, batch: int = BATCH, known: Collection[str]
     both = tuple(codecs.load('world', kind) for kind in codecs.KINDS) if name == 'roundtrip' else (None, None)
     return Subject(name, codecs=both, batch=batch)
   model = _loaded(name)
-  settings = {setting for setting in vars(model.sampling({})) if f'scenes.{setting}' not in known}
+  settings = {name for name in vars(model.sampling({})) if not {f'scenes.{name}', f'clip.{name}'}.intersection(known)}
+  sizes = {f'clip.{name}': name for name in model.clip_sizes if f'clip.{name}' in known}
   for option, value in options.items():
-    if option not in settings:
+    if option not in settings.union(sizes):
       raise ValueError(f'unknown option {option}={value!r}; {door.nearest(option, settings.union(known))}')
-  model.sampling(options)  # refuses values
-  return Subject(name, model, (model.video_codec, model.audio_codec), options, batch)
+  options = {sizes.get(option, option): value for option, value in options.items()}
+  one = Subject(name, model, (model.video_codec, model.audio_codec), options, batch)
+  tasks.check(one.sizes)
+  one.sampling  # refuses values
+  return one
 
 
 def judged(model: str, name: str, options: dict, batch: int = BATCH) -> tuple[Subject, Benchmark]:
   """A model, and the benchmark of a name fitted to it. options: of either. ValueError for what cannot be."""
   known, options = fields(name), dict(options)
+  if isinstance(options.get('clip'), dict):
+    options |= {f'clip.{size}': value for size, value in options.pop('clip').items()}
   asked = {option: options.pop(option) for option in list(options) if option in known}
-  if 'scenes' in known and asked.get('data', 'world') == 'world':  # the clips' sizes are those of the scenes
-    known |= {f'scenes.{size.name}' for size in dataclasses.fields(models.ClipConfig)}
-  one = subject(model, options, batch, known)
-  return one, benchmark(name, asked).fitted(one)
+  if 'scenes' in known:  # which have the sizes of the clips that are made of them; those of a data set have their own
+    sizes = 'scenes' if asked.get('data', clips.WORLD) == clips.WORLD else 'clip'
+    known |= {f'{sizes}.{size.name}' for size in dataclasses.fields(models.ClipConfig)}
+  one, bench = subject(model, options, batch, known), benchmark(name, asked)
+  if 'made' not in bench.parts(one) and (unused := [option for option in options if option.startswith('clip.')]):
+    raise ValueError(f'{", ".join(unused)} with the benchmark {name!r}, which has nothing made; leave it out')
+  return one, bench.fitted(one)
 
 
 def local_mesh():

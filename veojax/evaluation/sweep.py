@@ -84,7 +84,7 @@ def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, 
     for option, value in cell.settings:
       arguments.put(options, option, value)
     subject, bench = evaluate.judged(cell.model, name, options, batch)
-    calls = subject.model.network_calls(subject.model.sampling(subject.options)) if subject.model is not None else 0
+    calls = subject.model.network_calls(subject.sampling) if subject.model is not None else 0
     return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
   except Exception as error:  # it stands in the report, and the other cells do not suffer
     return Outcome(cell, error=units.told(error)), None

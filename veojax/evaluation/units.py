@@ -60,8 +60,8 @@ def code(package: pathlib.Path = pathlib.Path(__file__).parent.parent) -> str:
 
 
 def settings(subject: Subject) -> dict:
-  """What the model samples with: its own settings under the subject's options."""
-  return dataclasses.asdict(subject.model.sampling(subject.options))
+  """What the model samples with: its own settings under the subject's options, and the sizes that these ask for."""
+  return dataclasses.asdict(subject.sampling) | subject.sizes
 
 
 def split(name: str, benchmark: Benchmark, subject: Subject) -> list[Unit]:
