@@ -1,9 +1,9 @@
 """Units of work, each with one file: a run of clips of one part of a benchmark of one subject.
 
 A file appears whole (by rename) or not at all, and its name is a hash of all that determines what is in it, the code
-that measures included. So a run
-that was killed goes on where it stopped, nothing is computed twice, processes share nothing but the folder, and a grid
-that grows keeps what it has. What failed is kept beside the results and tried again by the next run.
+that measures included. So a run that was killed goes on where it stopped, nothing is computed twice, processes share
+nothing but the folder, and a grid that grows keeps what it has. What failed is kept beside the results and tried again
+by the next run.
 """
 import dataclasses
 import functools
