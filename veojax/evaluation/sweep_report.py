@@ -1,10 +1,6 @@
-"""The report of a sweep: a line a cell, quality against cost, and which differences are beyond noise.
+"""The report of a sweep: a line a cell, quality against cost, and which differences are beyond noise (`comparison`).
 
-Two cells are compared on the clips that both have (same number, same caption), by bootstrap over these: a difference is
-beyond noise where its 95 % interval excludes 0. Where there are none, and of distances between sets, which belong to no
-clip, it is beyond noise where the 95 % intervals of the two do not overlap. Of signed errors the sizes of the means are
-compared. Of fewer than LEAST_CLIPS clips the intervals are too narrow to tell. Cost is network evaluations for a clip,
-which no machine changes.
+Cost is network evaluations for a clip, which no machine changes.
 """
 import csv
 import io
@@ -15,13 +11,10 @@ import pathlib
 import numpy as np
 
 from veojax import config as door
-from veojax.evaluation import benchmark, page, report, units
-from veojax.evaluation.benchmark import Row
+from veojax.evaluation import benchmark, comparison, page, report, units
 from veojax.generation import export
 
-BESTS = {'higher': max, 'lower': min, 'zero': lambda values, key: min(values, key=lambda v: abs(key(v)))}
 PLOTS = 6  # of quality against cost
-LEAST_CLIPS = 10  # that define a metric; from 5 a bootstrap finds one of six equal cells worse
 
 
 def write(folder: pathlib.Path, name: str, outcomes: list, store: units.Store):
@@ -58,51 +51,10 @@ def as_csv(outcomes: list) -> str:
   return out.getvalue()
 
 
-def paired(a: list[Row], b: list[Row], metric: str) -> np.ndarray:
-  """float64[n, 2]: the values of the clips that both have and that define the metric in both."""
-  there = {(row.index, row.text): row.values.get(metric, math.nan) for row in b}
-  pairs = [(row.values.get(metric, math.nan), there.get((row.index, row.text), math.nan)) for row in a]
-  return np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-
-
-def difference(pairs_N2: np.ndarray, better: str) -> tuple[float, float]:
-  """95 % interval of the mean of the one less the mean of the other; of signed errors, of their sizes."""
-  means = benchmark.means(pairs_N2)
-  one, two = (np.abs(means) if better == 'zero' else means).T
-  low, high = np.percentile(one - two, (2.5, 97.5))
-  return float(low), float(high)
-
-
 def compared(outcomes: list, metric: str, better: str) -> dict[str, str]:
-  """{cell's name: 'best', 'worse' (than the best, beyond noise) or ''}."""
-  there = [o for o in outcomes if metric in o.scores and judged(o) in o.scores[metric]]
-  if not there or better not in BESTS:
-    return {}
-  value = lambda o: o.scores[metric][judged(o)].value
-  best = BESTS[better](there, key=value)
-  marks = {}
-  for o in there:
-    marks[o.cell.name] = 'best' if o is best else 'worse' if differ(o, best, metric, better) else ''
-  return marks
-
-
-def differ(one, two, metric: str, better: str) -> bool:
-  """Whether two cells that have a metric differ in it beyond noise."""
-  pairs = paired(one.columns[judged(one)], two.columns[judged(two)], metric)
-  scores = [o.scores[metric][judged(o)] for o in (one, two)]
-  if (len(pairs) or min(round(s.num_clips * s.coverage) for s in scores)) < LEAST_CLIPS:
-    return False
-  if len(pairs):
-    low, high = difference(pairs, better)
-    return low > 0 or high < 0
-  (low, high), (other_low, other_high) = (sizes(s) if better == 'zero' else (s.low, s.high) for s in scores)
-  return low > other_high or other_low > high
-
-
-def sizes(score: benchmark.Score) -> tuple[float, float]:
-  """Of the values in a score's interval the least and the largest size."""
-  low, high = sorted((abs(score.low), abs(score.high)))
-  return (0. if score.low < 0 < score.high else low), high
+  """{cell's name: 'best', 'worse' or ''} of the cells that have the metric, as of `comparison.marks`."""
+  return comparison.marks({o.cell.name: (o.columns[judged(o)], o.scores[metric][judged(o)]) for o in outcomes
+                           if judged(o) in o.scores.get(metric, {})}, metric, better)
 
 
 def front(points: list[tuple[float, float]], better: str) -> list[int]:
@@ -120,8 +72,10 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   whole = [o for o in outcomes if not o.error]
   out = page.Page(f'Sweep · {name}', f'{len(outcomes)} cells, of which {len(outcomes) - len(whole)} failed. 95 % '
                   f'intervals, {benchmark.INTERVALS}; bold is the best of a column, faint what is worse than it beyond '
-                  'noise: paired by clip, or by intervals that do not overlap; of signed errors the sizes count. '
-                  f'Nothing is faint by fewer than {LEAST_CLIPS} clips that define a metric.')
+                  f'noise, which allows for any two of the {len(whole)} cells: were all equal, one column in twenty '
+                  'would have something faint. Compared are the clips that two cells share, or all where they share '
+                  'few; of signed errors the sizes count. Nothing is faint by fewer than '
+                  f'{benchmark.LEAST_CLIPS} clips that define a metric.')
   sets = [f'{o.benchmark.data} ({o.benchmark.data_hash})' for o in whole if getattr(o.benchmark, 'data_hash', '')]
   if sets:
     out.text(f'Measured on {", ".join(dict.fromkeys(sets))}.')
