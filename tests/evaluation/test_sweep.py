@@ -3,6 +3,8 @@ import json
 import os
 import pathlib
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,10 +166,10 @@ def test_on_a_pod_the_processes_are_those_of_the_pod(tmp_path, monkeypatch):
   assert [(given['process_index'], given['process_count']) for given in swept] == [(None, None), (1, 4)]
 
 
-def test_a_larger_grid_computes_only_what_is_new(model_folder, whole, monkeypatch):
-  done = []
+def test_a_larger_grid_computes_only_what_is_new(model_folder, whole, tmp_path, monkeypatch):
+  done, folder = [], shutil.copytree(whole[0], tmp_path / 'larger')
   monkeypatch.setattr(units.Store, 'run', lambda self, unit, subject, **rest: done.append(unit.part))
-  run(model_folder, whole[0], ['guidance_scale=2,3,5', *GRID[1:]])
+  run(model_folder, folder, ['guidance_scale=2,3,5', *GRID[1:]])
   assert done == ['made'] * 2
 
 
@@ -198,6 +200,47 @@ def test_what_fails_in_one_process_leaves_the_others_work_as_it_is(model_folder,
   monkeypatch.setattr(units.Store, 'run', lambda self, unit, subject, **rest: done.append((unit.part, unit.first)))
   run(model_folder, tmp_path)
   assert {part for part, _ in done} == {'made'} and (('made', 0) in done)  # all else was done
+
+
+@pytest.fixture
+def gone_in(monkeypatch):
+  """Given a process's number: in it alone, the cell of guidance_scale=2 cannot be planned."""
+  subject = evaluate.subject
+
+  def gone(index):
+    def of_some(name, options, *rest):
+      if index == 1 and options['guidance_scale'] == 2:
+        raise OSError('the store does not answer')
+      return subject(name, options, *rest)
+    monkeypatch.setattr(evaluate, 'subject', of_some)
+  return gone
+
+
+def test_a_cell_that_one_process_cannot_plan_leaves_the_others_whole(model_folder, whole, tmp_path, monkeypatch, gone_in):
+  for index in (1, 0):
+    gone_in(index)
+    assert (run(model_folder, tmp_path, process_index=index, process_count=2) is None)
+  every = {unit.file for unit in whole[1][1].units}
+  assert every <= {path.removeprefix('units/').removesuffix('.json') for path in rows(tmp_path)}
+  left = {unit.file for unit in whole[1][0].units} - every
+  assert any(f'units/{file}.json' not in rows(tmp_path) for file in left)
+  # As processes of one run they look again when all have done their part.
+  monkeypatch.setattr('jax.process_count', lambda: 2)
+  for told, error in (('process 1: OSError: no answer', 'process 1: OSError'), ('', 'units, such as .* start again')):
+    monkeypatch.setattr('veojax.processes.agree', lambda problem: told)
+    outcomes = run(model_folder, tmp_path, process_index=0, process_count=2)
+    assert re.search(error, outcomes[0].error) and outcomes[1].scores == whole[1][1].scores
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert re.search(error, report['cells'][0]['error']) and report['cells'][1]['scores']
+
+
+def test_units_are_shared_out_whole_and_evenly(whole):
+  for count in (1, 2, 3):
+    shares = [[unit.file for unit in sweep.mine(whole[1][0].units, 5, i, count)] for i in range(count)]
+    assert sorted(sum(shares, [])) == sorted(unit.file for unit in whole[1][0].units)
+    for part in ('made', 'truth', 'codec'):
+      sizes = [sum(unit.part == part for unit in whole[1][0].units if unit.file in share) for share in shares]
+      assert max(sizes) - min(sizes) <= 1
 
 
 def test_whatever_a_cell_raises_ends_that_cell_alone(model_folder, whole, monkeypatch):
