@@ -102,8 +102,8 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   if key:
     out.section('Quality against cost')
     out.text('The cost is network evaluations for a clip. One costs more of a larger network and of a longer or larger '
-             'clip, so each model, and each kind of clip that the grid asks for, has a Pareto front of its own, a line: what no '
-             'cell of the same colour beats in both.')
+             'clip, so each model, and each kind of clip that the grid asks for, has a line of its own, its Pareto front: '
+             'what no cell of the same colour beats in both.')
     out.plot(plots(whole, key[:PLOTS], metrics))
   if rest := [m for m in metrics if m in there and m not in key]:
     out.section('All metrics')
