@@ -71,11 +71,11 @@ def front(points: list[tuple[float, float]], better: str) -> list[int]:
 def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   whole = [o for o in outcomes if not o.error]
   out = page.Page(f'Sweep · {name}', f'{len(outcomes)} cells, of which {len(outcomes) - len(whole)} failed. 95 % '
-                  f'intervals, {benchmark.INTERVALS}; of fewer than {LEAST_CLIPS} clips, how many they are instead. Bold '
-                  'is the best of a column, faint what is worse than it beyond noise, which allows for the best being '
-                  f'picked from {len(whole)} cells: were all equal, about one column in twenty would have anything '
-                  'faint. Two cells are compared by the clips that they share, or by all where they share few; of '
-                  f'signed errors the sizes count. Nothing is faint by fewer than {LEAST_CLIPS} clips.')
+                  f'intervals, {benchmark.INTERVALS}; of fewer than {LEAST_CLIPS} clips, how many they are instead. '
+                  'Bold is the best of a column, faint what is worse than it beyond noise, which allows for the best '
+                  f'being picked from {len(whole)} cells: were all equal, about one column in twenty would have '
+                  'anything faint. Two cells are compared by the clips that they share, or by all where they share few; '
+                  f'of signed errors the sizes count. Nothing is faint by fewer than {LEAST_CLIPS} clips.')
   sets = [f'{o.benchmark.data} ({o.benchmark.data_hash})' for o in whole if getattr(o.benchmark, 'data_hash', '')]
   if sets:
     out.text(f'Measured on {", ".join(dict.fromkeys(sets))}.')
