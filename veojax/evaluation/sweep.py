@@ -5,8 +5,8 @@
 Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder. The first of
 one run's processes, or of others whoever finds everything settled, writes the report. Cells that differ in scales,
 shifts, seeds or captions share their compiled programs, and units of them that are less than a batch are made in one
-call of the sampler (`batches`). Each clip's key is fold_in(seed, i), so a table is the same from any number of processes,
-and after any number of kills.
+call of the sampler (`batches`). Each clip's key is fold_in(seed, i), so a table is the same from any number of
+processes, and after any number of kills.
 """
 import ast
 import collections
@@ -152,9 +152,9 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
 
 
 def mine(work: list[Unit], place: int, index: int, count: int) -> list[Unit]:
-  """Those of a cell's units that are process index's, of `count`. place: of the cell in the grid. Clips of its own model
-  are shared out by that, and what other cells may have too by its key, never by what was planned before: a cell that
-  one process alone cannot plan moves no unit of the others."""
+  """Those of a cell's units that are process index's, of `count`. place: of the cell in the grid. Clips of its own
+  model are shared out by that, and what other cells may have too by its key, never by what was planned before: a cell
+  that one process alone cannot plan moves no unit of the others."""
   parts = {}
   for unit in work:
     parts.setdefault(unit.part, []).append(unit)

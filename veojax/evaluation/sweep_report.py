@@ -74,7 +74,7 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
                   f'intervals, {benchmark.INTERVALS}; of fewer than {LEAST_CLIPS} clips, how many they are instead. '
                   'Bold is the best of a column, faint what is worse than it beyond noise, which allows for the best '
                   f'being picked from {len(whole)} cells: were all equal, about one column in twenty would have '
-                  'anything faint. Two cells are compared by the clips that they share, or by all where they share few; '
+                  'anything faint. Two cells are compared by the clips they share, or by all where they share few; '
                   f'of signed errors the sizes count. Nothing is faint by fewer than {LEAST_CLIPS} clips.')
   sets = [f'{o.benchmark.data} ({o.benchmark.data_hash})' for o in whole if getattr(o.benchmark, 'data_hash', '')]
   if sets:
@@ -102,8 +102,8 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   if key:
     out.section('Quality against cost')
     out.text('The cost is network evaluations for a clip. One costs more of a larger network and of a longer or larger '
-             'clip, so each model, and each kind of clip that the grid asks for, has a line of its own, its Pareto front: '
-             'what no cell of the same colour beats in both.')
+             'clip, so each model, and each kind of clip that the grid asks for, has a line of its own, its Pareto '
+             'front: what no cell of the same colour beats in both.')
     out.plot(plots(whole, key[:PLOTS], metrics))
   if rest := [m for m in metrics if m in there and m not in key]:
     out.section('All metrics')
