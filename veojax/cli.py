@@ -278,14 +278,15 @@ def sweep(argv) -> int:
     outcomes = sweeping.sweep(
         known.models, sweeping.parse_grid(known.grid), known.output, benchmark=known.benchmark, options=given,
         batch=known.batch, process_index=known.process_index, process_count=known.num_processes)
-    processes.wait()
+    first = processes.is_first()
   if outcomes is None:
-    print('this process has done its part; the last one to do so writes the report')
+    print('this process has done its part; the last one writes the report, or any one started without --process_index')
     return 0
-  for outcome in outcomes:
-    if outcome.error:
-      print(f'veojax: {outcome.cell.name} failed: {outcome.error}', file=sys.stderr)
-  print(pathlib.Path(known.output) / 'report.html')
+  if first:
+    for outcome in outcomes:
+      if outcome.error:
+        print(f'veojax: {outcome.cell.name} failed: {outcome.error}', file=sys.stderr)
+    print(pathlib.Path(known.output) / 'report.html')
   return 1 if all(outcome.error for outcome in outcomes) else 0
 
 

@@ -7,8 +7,7 @@ import re
 import pytest
 
 from veojax import cli
-from veojax.evaluation import evaluate, sweep_report, units
-from veojax.evaluation.benchmark import Row, Score
+from veojax.evaluation import evaluate, units
 from veojax.generation.cascade import Cascade
 from veojax.generation.published_model import PublishedModel
 
@@ -124,22 +123,3 @@ def test_on_a_mesh_the_scores_are_the_same(model_folder, tmp_path, monkeypatch):
   assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 5
   for name, value in scores[0].items():
     assert value == pytest.approx(scores[1][name], rel=0.02, abs=1e-3, nan_ok=True)
-
-
-def test_the_front_is_what_nothing_beats():
-  points = [(1, .2), (2, .5), (2, .4), (4, .45), (8, .9)]
-  assert sweep_report.front(points, 'higher') == [0, 1, 4]
-  assert sweep_report.front(points, 'lower') == [0]
-  assert sweep_report.front([(1, -3.), (2, 1.), (3, -2.)], 'zero') == [0, 1]
-
-
-def test_differences_are_paired_by_clip():
-  rows = lambda values: [Row(i, f'text {i}', values={'m': v}) for i, v in enumerate(values)]
-  low, high = [.1, .9, .2, .8, .5, .4], [.2, 1., .3, .9, .6, .5]
-  pairs = sweep_report.paired(rows(high), rows(low)[1:], 'm')
-  assert pairs.tolist() == [[h, l] for h, l in zip(high[1:], low[1:])]
-  assert sweep_report.difference(pairs, 'higher') == pytest.approx((.1, .1))
-  others = [Row(i, 'another text', values={'m': 1.}) for i in range(6)]
-  assert not len(sweep_report.paired(rows(high), others, 'm'))
-  assert not len(sweep_report.paired(rows(high), rows(low), 'of the set'))
-  assert Score._fields == ('value', 'low', 'high', 'num_clips', 'coverage')

@@ -26,6 +26,7 @@ MEANING = {'made': 'what is judged', 'truth': 'the ceiling: true clips',
            'shuffled': 'the floor: held to captions and sounds of other clips'}
 INTERVALS = 'of means by bootstrap over clips, of distances between sets by random halves of the sets'
 NUM_BOOTSTRAP = 1000
+LEAST_CLIPS = 10  # that an interval is told of: of fewer it is too narrow, and a point where they happen to agree
 
 
 class Metric(NamedTuple):
@@ -44,6 +45,11 @@ class Score(NamedTuple):
   high: float
   num_clips: int
   coverage: float
+
+  @property
+  def defined(self) -> int:
+    """The clips for which it is defined."""
+    return round(self.num_clips * self.coverage)
 
 
 @dataclasses.dataclass

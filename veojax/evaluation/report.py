@@ -12,7 +12,7 @@ import numpy as np
 
 from veojax import config as door
 from veojax.evaluation import benchmark, page, units
-from veojax.evaluation.benchmark import Score
+from veojax.evaluation.benchmark import LEAST_CLIPS, Score
 from veojax.generation import export
 from veojax.models import run_checkpoint
 
@@ -27,10 +27,19 @@ def write(folder: pathlib.Path, result, clip_path: Callable[[str, int], pathlib.
 
 
 def told(score: Score) -> str:
-  """'0.912 [0.890, 0.931]' with as many digits as the interval is worth."""
+  """'0.912 [0.890, 0.931]' with as many digits as the interval is worth; '0.912 (3 clips)' of fewer than LEAST_CLIPS
+  that define it."""
+  if score.defined < LEAST_CLIPS:
+    return f'{score.value:.3f} ({score.defined} clip{"s" if score.defined > 1 else ""})'
   width = score.high - score.low
   digits = 3 if not width > 0 else max(0, min(4, 1 - math.floor(math.log10(width))))
   return f'{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]'
+
+
+def bars(scores: list[Score]) -> np.ndarray:
+  """float64[2, n]: how far the intervals reach below and above the values, for a plot; NaN where none is told."""
+  ends = [(s.value - s.low, s.high - s.value) if s.defined >= LEAST_CLIPS else (np.nan, np.nan) for s in scores]
+  return np.abs(np.array(ends).T)
 
 
 def as_json(result) -> dict:
@@ -70,7 +79,8 @@ def as_page(result, clip_path) -> page.Page:
   bench, judged = result.benchmark, result.judged
   out = page.Page(f'{run_checkpoint.title(result.subject.name)} · {result.name}',
                   f'{bench.num_clips} clips, seed {bench.seed}. Means over the clips for which a metric is defined '
-                  f'(its coverage). 95 % intervals, {benchmark.INTERVALS}.')
+                  f'(its coverage). 95 % intervals, {benchmark.INTERVALS}; of fewer than '
+                  f'{LEAST_CLIPS} clips, how many they are instead.')
   out.section('Scores')
   out.text('; '.join(f'{column}: {bench.MEANING[column]}' for column in result.columns) + '.')
   if bench.NOTE:
@@ -124,8 +134,8 @@ def intervals(result):
     points = [(result.scores[n][column], len(names) - 1 - i) for i, n in enumerate(names) if column in result.scores[n]]
     if points:
       x = np.array([s.value for s, _ in points])
-      ends = np.abs(np.array([[s.low, s.high] for s, _ in points]).T - x)
-      axes.errorbar(x, [y for _, y in points], xerr=ends, fmt=marker, color=colour, label=column, capsize=2)
+      axes.errorbar(x, [y for _, y in points], xerr=bars([s for s, _ in points]), fmt=marker, color=colour,
+                    label=column, capsize=2)
   axes.set_yticks(range(len(names)), names[::-1])
   axes.set_xlim(-.03, 1.03)
   axes.grid(axis='x', alpha=.3)

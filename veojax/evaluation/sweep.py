@@ -2,10 +2,11 @@
 
     veojax sweep --models A B --grid guidance_scale=1,3,5 num_inference_steps=4,16,50 --output REPORT
 
-Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder, and whoever
-finds everything settled writes the report. Cells that differ in scales, shifts, seeds or captions share their compiled
-programs, and units of them that are less than a batch are made in one call of the sampler (`batches`). Each clip's key
-is fold_in(seed, i), so a table is the same from any number of processes, and after any number of kills.
+Work is cut into units (`units`), which processes take in turn, by number; all they share is the folder. The first of
+one run's processes, or of others whoever finds everything settled, writes the report. Cells that differ in scales,
+shifts, seeds or captions share their compiled programs, and units of them that are less than a batch are made in one
+call of the sampler (`batches`). Each clip's key is fold_in(seed, i), so a table is the same from any number of
+processes, and after any number of kills.
 """
 import ast
 import collections
@@ -17,7 +18,7 @@ import pathlib
 import jax
 from rich import progress
 
-from veojax import arguments
+from veojax import arguments, processes
 from veojax.evaluation import evaluate, loaded, sweep_report, units
 from veojax.evaluation.batches import Batches
 from veojax.evaluation.benchmark import Benchmark, Row, Score, Subject
@@ -39,12 +40,14 @@ class Cell:
 
 @dataclasses.dataclass
 class Outcome:
-  """A cell with what became of it. calls: network evaluations for a clip. error: why there are no scores, or ''.
-  seconds: of its model's own clips, to make and to judge them; 0 without a model."""
+  """A cell with what became of it. calls: network evaluations for a clip. front: its model and what of the grid changes
+  the clips that it is to make: among cells of one front the calls are the cost. error: why there are no scores, or
+  ''. seconds: of its model's own clips, to make and to judge them; 0 without a model."""
   cell: Cell
   benchmark: Benchmark | None = None
   units: list[Unit] = dataclasses.field(default_factory=list)
   calls: int = 0
+  front: str = ''
   error: str = ''
   columns: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
   scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
@@ -85,17 +88,25 @@ def planned(cell: Cell, name: str, options: dict, batch: int) -> tuple[Outcome, 
       arguments.put(options, option, value)
     subject, bench = evaluate.judged(cell.model, name, options, batch)
     calls = subject.model.network_calls(subject.sampling) if subject.model is not None else 0
-    return Outcome(cell, bench, units.split(name, bench, subject), calls), subject
+    return Outcome(cell, bench, units.split(name, bench, subject), calls, front(cell, subject)), subject
   except Exception as error:  # it stands in the report, and the other cells do not suffer
     return Outcome(cell, error=units.told(error)), None
+
+
+def front(cell: Cell, subject: Subject) -> str:
+  """The cell's name without its seed and what it samples with, sizes of its clips excepted."""
+  sizes = subject.model.clip_sizes if subject.model is not None else {}
+  sampling = {'seed', *subject.options} - set(sizes)
+  return dataclasses.replace(cell, settings=tuple(s for s in cell.settings if s[0] not in sampling)).name
 
 
 def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 'world', options: dict | None = None,
           batch: int = evaluate.BATCH, process_index: int | None = None, process_count: int | None = None,
           show: bool = True) -> list[Outcome] | None:
   """Does what is left of this process's part. Returns the outcomes, the report being written, or None while other
-  processes have not done theirs. options: of the benchmark and of `Model.generate`, for all cells. Raises ValueError
-  where there is no such benchmark."""
+  processes may not have done theirs: those of one run (`processes`) await each other, and what is missing then is told;
+  others know nothing of each other, and the last one writes. options: of the benchmark and of `Model.generate`, for all
+  cells. Raises ValueError where there is no such benchmark."""
   index = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
   if not 0 <= index < count:
@@ -106,23 +117,28 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
   # Before the bar: importing TFDS, which bends Python's own import for a while, would break the bar's thread.
   evaluate.fields(benchmark)
   with evaluate.local_mesh():
-    for cell in progress.track(cells(models, grid), f'process {index} of {count}', disable=not show):
+    shown = progress.track(cells(models, grid), f'process {index} of {count}', disable=not show)
+    for place, cell in enumerate(shown):
       if outcomes and outcomes[-1].cell.model != cell.model:
         batches.finish()  # before another model is loaded
       outcome, subject = planned(cell, benchmark, options or {}, batch)
       outcomes.append(outcome)
-      for unit in outcome.units:
-        if unit.file in seen:  # cells share the truth, and what their codecs leave of it
-          continue
-        seen.add(unit.file)  # every process numbers all units alike, whatever fails
-        if (len(seen) - 1) % count == index and unit.key not in batches.failed and not store.done(unit):
+      for unit in mine(outcome.units, place, index, count):
+        if unit.file not in seen and unit.key not in batches.failed and not store.done(unit):
           batches.run(unit, subject)
+        seen.add(unit.file)  # cells share the truth, and what their codecs leave of it
     batches.finish()
-  for outcome in outcomes:
+  elsewhere = [processes.agree(outcome.error) for outcome in outcomes]  # awaits the others, of one run
+  for outcome, planning in zip(outcomes, elsewhere):
     failures = store.failures(outcome.units)
     outcome.error = outcome.error or (failures[0] if failures else '')
-    if not outcome.error and not all(map(store.done, outcome.units)):
-      return None
+    missing = [unit.file for unit in outcome.units if not store.done(unit)]
+    if missing and not outcome.error:
+      if jax.process_count() < count:  # nobody knows of the others
+        return None
+      outcome.error = planning or (
+          f'{len(missing)} of {len(outcome.units)} units, such as {missing[0]}, are not in {output}; give an --output '
+          'that the hosts of all processes share, and start again')
   for outcome in outcomes:
     if not outcome.error:
       try:
@@ -130,5 +146,17 @@ def sweep(models: list[str], grid: dict[str, list], output, *, benchmark: str = 
       except Exception as error:
         outcome.error = units.told(error)
       outcome.seconds = store.seconds([unit for unit in outcome.units if unit.part == 'made'])
-  sweep_report.write(pathlib.Path(output), benchmark, outcomes, store)
+  if processes.is_first():
+    sweep_report.write(pathlib.Path(output), benchmark, outcomes, store)
   return outcomes
+
+
+def mine(work: list[Unit], place: int, index: int, count: int) -> list[Unit]:
+  """Those of a cell's units that are process index's, of `count`. place: of the cell in the grid. Clips of its own
+  model are shared out by that, and what other cells may have too by its key, never by what was planned before: a cell
+  that one process alone cannot plan moves no unit of the others."""
+  parts = {}
+  for unit in work:
+    parts.setdefault(unit.part, []).append(unit)
+  first = {part: place * len(own) if part == 'made' else int(own[0].key, 16) for part, own in parts.items()}
+  return [unit for part, own in parts.items() for i, unit in enumerate(own, first[part]) if i % count == index]

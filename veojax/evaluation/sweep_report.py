@@ -1,10 +1,7 @@
-"""The report of a sweep: a line a cell, quality against cost, and which differences are beyond noise.
+"""The report of a sweep: a line a cell, quality against cost, and which differences are beyond noise (`comparison`).
 
-Two cells are compared on the clips that both have (same number, same caption), by bootstrap over these: a difference is
-beyond noise where its 95 % interval excludes 0. Where there are none, and of distances between sets, which belong to no
-clip, it is beyond noise where the 95 % intervals of the two do not overlap. Of signed errors the sizes of the means are
-compared. Of fewer than LEAST_CLIPS clips the intervals are too narrow to tell. Cost is network evaluations for a clip,
-which no machine changes.
+Cost is network evaluations for a clip, which no machine changes, but a network's size and a clip's length do what one
+costs. So a front is of one model and one kind of clip (`Outcome.front`).
 """
 import csv
 import io
@@ -12,16 +9,12 @@ import json
 import math
 import pathlib
 
-import numpy as np
-
 from veojax import config as door
-from veojax.evaluation import benchmark, page, report, units
-from veojax.evaluation.benchmark import Row
+from veojax.evaluation import benchmark, comparison, page, report, units
+from veojax.evaluation.benchmark import LEAST_CLIPS
 from veojax.generation import export
 
-BESTS = {'higher': max, 'lower': min, 'zero': lambda values, key: min(values, key=lambda v: abs(key(v)))}
 PLOTS = 6  # of quality against cost
-LEAST_CLIPS = 10  # that define a metric; from 5 a bootstrap finds one of six equal cells worse
 
 
 def write(folder: pathlib.Path, name: str, outcomes: list, store: units.Store):
@@ -58,51 +51,10 @@ def as_csv(outcomes: list) -> str:
   return out.getvalue()
 
 
-def paired(a: list[Row], b: list[Row], metric: str) -> np.ndarray:
-  """float64[n, 2]: the values of the clips that both have and that define the metric in both."""
-  there = {(row.index, row.text): row.values.get(metric, math.nan) for row in b}
-  pairs = [(row.values.get(metric, math.nan), there.get((row.index, row.text), math.nan)) for row in a]
-  return np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-
-
-def difference(pairs_N2: np.ndarray, better: str) -> tuple[float, float]:
-  """95 % interval of the mean of the one less the mean of the other; of signed errors, of their sizes."""
-  means = benchmark.means(pairs_N2)
-  one, two = (np.abs(means) if better == 'zero' else means).T
-  low, high = np.percentile(one - two, (2.5, 97.5))
-  return float(low), float(high)
-
-
 def compared(outcomes: list, metric: str, better: str) -> dict[str, str]:
-  """{cell's name: 'best', 'worse' (than the best, beyond noise) or ''}."""
-  there = [o for o in outcomes if metric in o.scores and judged(o) in o.scores[metric]]
-  if not there or better not in BESTS:
-    return {}
-  value = lambda o: o.scores[metric][judged(o)].value
-  best = BESTS[better](there, key=value)
-  marks = {}
-  for o in there:
-    marks[o.cell.name] = 'best' if o is best else 'worse' if differ(o, best, metric, better) else ''
-  return marks
-
-
-def differ(one, two, metric: str, better: str) -> bool:
-  """Whether two cells that have a metric differ in it beyond noise."""
-  pairs = paired(one.columns[judged(one)], two.columns[judged(two)], metric)
-  scores = [o.scores[metric][judged(o)] for o in (one, two)]
-  if (len(pairs) or min(round(s.num_clips * s.coverage) for s in scores)) < LEAST_CLIPS:
-    return False
-  if len(pairs):
-    low, high = difference(pairs, better)
-    return low > 0 or high < 0
-  (low, high), (other_low, other_high) = (sizes(s) if better == 'zero' else (s.low, s.high) for s in scores)
-  return low > other_high or other_low > high
-
-
-def sizes(score: benchmark.Score) -> tuple[float, float]:
-  """Of the values in a score's interval the least and the largest size."""
-  low, high = sorted((abs(score.low), abs(score.high)))
-  return (0. if score.low < 0 < score.high else low), high
+  """{cell's name: 'best', 'worse' or ''} of the cells that have the metric, as of `comparison.marks`."""
+  return comparison.marks({o.cell.name: (o.columns[judged(o)], o.scores[metric][judged(o)]) for o in outcomes
+                           if judged(o) in o.scores.get(metric, {})}, metric, better)
 
 
 def front(points: list[tuple[float, float]], better: str) -> list[int]:
@@ -119,9 +71,11 @@ def front(points: list[tuple[float, float]], better: str) -> list[int]:
 def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   whole = [o for o in outcomes if not o.error]
   out = page.Page(f'Sweep · {name}', f'{len(outcomes)} cells, of which {len(outcomes) - len(whole)} failed. 95 % '
-                  f'intervals, {benchmark.INTERVALS}; bold is the best of a column, faint what is worse than it beyond '
-                  'noise: paired by clip, or by intervals that do not overlap; of signed errors the sizes count. '
-                  f'Nothing is faint by fewer than {LEAST_CLIPS} clips that define a metric.')
+                  f'intervals, {benchmark.INTERVALS}; of fewer than {LEAST_CLIPS} clips, how many they are instead. '
+                  'Bold is the best of a column, faint what is worse than it beyond noise, which allows for the best '
+                  f'being picked from {len(whole)} cells: were all equal, about one column in twenty would have '
+                  'anything faint. Two cells are compared by the clips they share, or by all where they share few; '
+                  f'of signed errors the sizes count. Nothing is faint by fewer than {LEAST_CLIPS} clips.')
   sets = [f'{o.benchmark.data} ({o.benchmark.data_hash})' for o in whole if getattr(o.benchmark, 'data_hash', '')]
   if sets:
     out.text(f'Measured on {", ".join(dict.fromkeys(sets))}.')
@@ -131,23 +85,27 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
   if not whole:
     return out
   metrics = {name: metric for o in whole for name, metric in o.benchmark.METRICS.items()}
-  first = {m: next(o for o in whole if m in o.scores) for m in metrics if any(m in o.scores for o in whole)}
-  key = [m for m in dict.fromkeys(m for o in whole for m in o.benchmark.KEY) if m in first]
+  there = {m for o in whole for m in o.scores}
+  key = [m for m in dict.fromkeys(m for o in whole for m in o.benchmark.KEY) if m in there]
   out.section('Scores')
   out.sortable(['cell', 'network calls', 's a clip', *key], _lines(whole, key, metrics))
   bench = whole[0].benchmark
-  reference = [[column, *((report.told(s), s.value) if (s := first[m].scores[m].get(column)) else ('', None)
-                          for m in key)]
-               for column in benchmark.COLUMNS if any(column in o.columns and column != judged(o) for o in whole)]
-  out.text('What to read them against, of the first cell that has each: ' + '; '.join(
-      f'{row[0]}, {bench.MEANING[row[0]]}' for row in reference) + '.')
+  lines = [(column, *line) for column in benchmark.COLUMNS for line in references(whole, column)]
+  if lines:
+    out.text('What to read them against, of all cells or of those that have the settings: ' + '; '.join(
+        f'{column}, {bench.MEANING[column]}' for column in dict.fromkeys(line[0] for line in lines)) + '.')
   if bench.NOTE:
     out.text(bench.NOTE)
-  out.sortable(['column', *key], reference)
+  out.sortable(['column', *key], [[f'{column} {told}'.strip(), *(
+      (report.told(s), s.value) if (s := o.scores.get(m, {}).get(column)) else ('', None) for m in key)]
+      for column, told, o in lines])
   if key:
     out.section('Quality against cost')
+    out.text('The cost is network evaluations for a clip. One costs more of a larger network and of a longer or larger '
+             'clip, so each model, and each kind of clip that the grid asks for, has a line of its own, its Pareto '
+             'front: what no cell of the same colour beats in both.')
     out.plot(plots(whole, key[:PLOTS], metrics))
-  if rest := [m for m in first if m not in key]:
+  if rest := [m for m in metrics if m in there and m not in key]:
     out.section('All metrics')
     out.sortable(['cell', *rest], [[line[0], *line[3:]] for line in _lines(whole, rest, metrics)])
   shown = [(o, path) for o in whole for unit in o.units
@@ -157,6 +115,29 @@ def as_page(name: str, outcomes: list, store: units.Store) -> page.Page:
     out.clips([export.read(path) for _, path in shown],
               [f'{o.cell.name}: {o.columns["made"][0].text}' for o, _ in shown])
   return out
+
+
+def references(outcomes: list, column: str) -> list[tuple[str, object]]:
+  """[(settings, a cell that has them)] of what cells are read against in a column: one for all that share the units it
+  is measured in, told by the settings in which it differs from others; '' where there is one for all."""
+  groups = {}
+  for o in outcomes:
+    if column in o.columns and column != judged(o):
+      # The floor is measured on what is judged.
+      own = (column,) if column in benchmark.PARTS else {unit.part for unit in o.units}
+      groups.setdefault(tuple(unit.file for unit in o.units if unit.part in own), []).append(o)
+  every = [_settings(cells) for cells in groups.values()]
+  differ = [name for name in every[0] if any(own[name] != every[0][name] for own in every)] if every else []
+  return [(' '.join(own[name] for name in differ), cells[0]) for own, cells in zip(every, groups.values())]
+
+
+def _settings(outcomes: list) -> dict[str, str]:
+  """{name: 'name=value', with all values that cells have} of their models and what of the grid they have."""
+  values = {'': [o.cell.title for o in outcomes]}
+  for o in outcomes:
+    for name, value in o.cell.settings:
+      values.setdefault(name, []).append(f'{name}={value}')
+  return {name: '|'.join(dict.fromkeys(own)) for name, own in values.items()}
 
 
 def _lines(outcomes: list, names: list[str], metrics: dict) -> list[list]:
@@ -178,17 +159,14 @@ def plots(outcomes: list, names: list[str], metrics: dict):
   rows = -(-max(1, len(names)) // columns)
   figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
   for ax, name in zip(axes.flat, names):
-    for title in dict.fromkeys(o.cell.title for o in outcomes):
-      there = [(o.calls, s) for o in outcomes
-               if o.cell.title == title and (s := o.scores.get(name, {}).get(judged(o)))]
-      if there:
-        value = np.array([s.value for _, s in there])
-        ends = np.abs(np.array([(s.low, s.high) for _, s in there]).T - value)
-        ax.errorbar([c for c, _ in there], value, yerr=ends, fmt='o', alpha=.7, label=title)
-    points = [(o.calls, s.value) for o in outcomes if (s := o.scores.get(name, {}).get(judged(o)))]
-    if metrics[name].better and points:
-      best = [points[i] for i in front(points, metrics[name].better)]
-      ax.step(*zip(*best), where='post', color='black', lw=1, label='Pareto front')
+    for number, title in enumerate(dict.fromkeys(o.front for o in outcomes)):
+      there = [(o.calls, s) for o in outcomes if o.front == title and (s := o.scores.get(name, {}).get(judged(o)))]
+      if not there:
+        continue
+      points, colour = [(calls, s.value) for calls, s in there], f'C{number % 10}'
+      ax.errorbar(*zip(*points), yerr=report.bars([s for _, s in there]), fmt='o', alpha=.7, color=colour, label=title)
+      if metrics[name].better:
+        ax.step(*zip(*(points[i] for i in front(points, metrics[name].better))), where='post', lw=1, color=colour)
     ax.set(title=f'{name} ({metrics[name].better or "described"})', xlabel='network evaluations for a clip')
     ax.grid(alpha=.3)
   axes.flat[0].legend(fontsize=8)
