@@ -2,8 +2,8 @@
 # Everything that only a GPU can show, in one command on a machine with one H100 or H200:
 #   bash launch/benchmark_gpu.sh [NAME...]   such as: attention train_2b
 # The most important first: attention against float32 and its speed, training, generation, a peer, codecs, ablations.
-# Leaves OUT/results.jsonl (everything measured, a line each), OUT/tables.txt and OUT/errors.txt; OUT is benchmark_gpu by
-# default. What OUT/results.jsonl has whole is skipped: running it again goes on, AGAIN=1 measures again. Each may take
+# Leaves OUT/results.jsonl (everything measured, a line each), OUT/tables.txt and OUT/errors.txt; OUT is benchmark_gpu
+# by default. What OUT/results.jsonl has whole is skipped: running it again goes on, AGAIN=1 measures again. Each may take
 # LIMIT seconds (240); what it has measured until then is kept. Ends with 1 where one fails, 2 where there is no GPU.
 # Installs into .venv with EXTRAS=gpu,parity (gpu: without the peer, which also wants a C++ compiler); not so where
 # PYTHON names a Python that has all.

@@ -250,7 +250,8 @@ def test_the_command_keeps_what_it_measured(monkeypatch, tmp_path, capsys):
   """And ends with 1 where a part fails, such as a peer that is not here; our own side is measured all the same."""
   whole = report.Report('a chip', 1, 'float32', None, done=True)
   monkeypatch.setattr(report, 'parts', lambda *_, **options: [whole])
-  monkeypatch.setattr('veojax.host.enable_compilation_cache', lambda: None)
+  for name in ('keep_memory', 'enable_compilation_cache', 'one_device_a_core'):
+    monkeypatch.setattr(f'veojax.host.{name}', lambda *_: None)
   command = ['benchmark', '--config', CONFIG, '--output', str(tmp_path / 'results.jsonl'), '--name', 'mine']
   assert cli.main(command) == 0 and 'a chip' in capsys.readouterr().out
   whole = dataclasses.replace(whole, failures={'diffusers': 'not here'})
