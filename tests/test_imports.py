@@ -19,7 +19,7 @@ ALLOWED = {
                  'zoo'},
     'compiling': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
                   'zoo'},
-    'benchmarking': {'types', 'sharding', 'config', 'host', 'data', 'diffusion', 'models', 'generation', 'training',
+    'benchmarking': {'types', 'sharding', 'config', 'host', 'files', 'data', 'diffusion', 'models', 'generation', 'training',
                      'compiling', 'zoo'},
     'zoo': {'types', 'sharding', 'processes', 'files', 'config', 'host', 'data', 'diffusion', 'models'},
     'evaluation': {'types', 'sharding', 'processes', 'files', 'config', 'data', 'diffusion', 'models', 'generation',

@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from veojax import cli, host
+from veojax.benchmarking import report
+
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 
 
@@ -117,6 +120,71 @@ def test_an_environment_is_made_once_with_its_extras(tmp_path):
 def test_what_trains_can_be_installed_for_an_accelerator(name):
   text = (LAUNCH / f'{name}.sh').read_text()
   assert 'environment .venv "${EXTRAS:-}"' in text and re.search('^# .*EXTRAS=gpu or EXTRAS=tpu', text, re.MULTILINE)
+
+
+def measured_on_a_gpu(tmp_path, *names, memory='132', **environment):
+  """(exit code, [(XLA_FLAGS, arguments)]) of what launch/benchmark_gpu.sh gives a Python that only writes down what it
+  is told, and leaves a result."""
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/bash\nif [ "$1" = -c ]; then echo "$MEMORY"; exit "${NO_GPU:-0}"; fi\n'
+                    '{ echo "${XLA_FLAGS:-}"; printf "%s\\n" "$@"; echo; } >> "$SAID"\n'
+                    'echo "{\\"name\\": \\"${@: -1}\\", \\"done\\": true}" >> "$OUT/results.jsonl"\n')
+  python.chmod(0o755)
+  said = tmp_path / 'said'
+  said.write_text('')
+  out = subprocess.run(['bash', str(LAUNCH / 'benchmark_gpu.sh'), *names], capture_output=True, text=True, timeout=60,
+                       env={'PATH': '/usr/bin:/bin', 'PYTHON': str(python), 'OUT': str(tmp_path / 'out'),
+                            'SAID': str(said), 'MEMORY': memory, **environment})
+  calls = (call.split('\n') for call in said.read_text().split('\n\n') if call)
+  return out.returncode, [(flags.strip(), arguments) for flags, *arguments in calls]
+
+
+@pytest.fixture(scope='module')
+def gpu_commands(tmp_path_factory):
+  code, calls = measured_on_a_gpu(tmp_path_factory.mktemp('gpu'))
+  assert code == 0
+  return calls
+
+
+def test_what_is_measured_on_a_gpu_can_be_measured(gpu_commands, monkeypatch):
+  """Options, keys of configs and what goes together; names tell results apart, and so do options and flags."""
+  calls = []
+  monkeypatch.setattr(report, 'parts', lambda *what, **options: calls.append((what, options)) or [whole])
+  whole = report.Report('a GPU', 1, 'bfloat16', None, done=True)
+  for name in ('keep_memory', 'enable_compilation_cache', 'one_device_a_core'):
+    monkeypatch.setattr(host, name, lambda *_: None)
+  monkeypatch.chdir(LAUNCH.parent)
+  for _, (module, name, *arguments) in gpu_commands:
+    output = arguments.index('--output')
+    assert (module, name) == ('-m', 'veojax.cli') and cli.main(arguments[:output] + arguments[output + 2:]) == 0
+  assert len(calls) == len(gpu_commands) >= 10
+  for (config, what), options in calls:
+    report.check(config, what, options['peer'])
+  names = [arguments[-1] for _, arguments in gpu_commands]
+  assert names[:2] == ['attention', 'train_2b'] and len(set(names)) == len(names)
+  assert len({(flags, *arguments[:-1]) for flags, arguments in gpu_commands}) == len(names)
+
+
+def test_the_flags_that_are_compared_are_flags_of_xla(gpu_commands):
+  flags = ' '.join(flags for flags, _ in gpu_commands if flags)
+  assert 'latency_hiding' in flags
+  subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], check=True, capture_output=True,
+                 env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'})
+
+
+def test_a_measurement_on_a_gpu_goes_on_where_it_stopped(tmp_path):
+  names = lambda calls: [arguments[-1] for _, arguments in calls]
+  code, calls = measured_on_a_gpu(tmp_path, 'train_2b', 'attention')
+  assert code == 0 and names(calls) == ['attention', 'train_2b']
+  assert names(measured_on_a_gpu(tmp_path, 'train_2b', 'generate_2b')[1]) == ['generate_2b']
+  assert names(measured_on_a_gpu(tmp_path, 'train_2b', AGAIN='1')[1]) == ['train_2b']
+  rest = names(measured_on_a_gpu(tmp_path, memory='75')[1])
+  assert 'remat_full' in rest and not {'remat_dots', 'attention', 'train_2b', 'generate_2b'} & set(rest)
+  assert {path.name for path in (tmp_path / 'out').iterdir()} == {'results.jsonl', 'tables.txt', 'errors.txt'}
+
+
+def test_nothing_is_measured_where_there_is_no_gpu(tmp_path):
+  assert measured_on_a_gpu(tmp_path, NO_GPU='1') == (2, [])
 
 
 def test_each_file_says_what_it_needs():

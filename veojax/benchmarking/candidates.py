@@ -6,13 +6,18 @@ import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 
+from veojax import files
 from veojax.benchmarking import inputs
 from veojax.benchmarking.timing import Candidate, compiled
 from veojax.compiling import model_flops, stages
 from veojax.data import pipeline
 from veojax.generation import codecs
+from veojax.models import layers
 from veojax.models.dit import DiT
+from veojax.models.video_codec import VideoCodec
+from veojax.models.video_vae import VideoVAE
 from veojax.training import loop, run, step
 from veojax.training.transformer import TransformerRun, TransformerStage
 
@@ -88,6 +93,27 @@ def call(name: str):
     return Candidate(name, one, sum((work.flops or {}).values()), work.units, seconds, memory,
                    program.as_text())
   return make
+
+
+def whole_clip(config: TransformerRun) -> Candidate:
+  """All pictures of the clip that a transformer's config makes, from latents to uint8 on the host, by the codec that it
+  names; untrained, where that is a config's."""
+  inner, clip = run.inner_run(config, 'video'), config.clip
+  if inner is None:
+    codec = codecs.load(files.path(config.video_codec), 'video')
+  else:
+    vae = jax.jit(lambda key: VideoVAE(inner.model, rngs=layers.Rngs(key)))(jax.random.key(config.seed))
+    zeros = np.zeros(inner.model.latent_channels, np.float32)
+    codec = VideoCodec(vae, zeros, zeros + 1, tile=inner.tile, overlap=inner.overlap)
+  size = clip.num_frames, clip.height, clip.width
+  latent = np.random.default_rng(0).standard_normal(codec.latent_shape(*size), np.float32)
+
+  def one():
+    codec.decode(latent, *size)
+  start = time.perf_counter()
+  one()  # compiles
+  return Candidate('decode, whole clip', one, 0.0, {'frames of {1}x{2}'.format(*size): clip.num_frames},
+                   time.perf_counter() - start)
 
 
 STAGES = {'train': train, 'forward': forward, 'generate': call('generate'), 'encode': call('encode'),

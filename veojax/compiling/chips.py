@@ -27,7 +27,8 @@ class Chip:
 
 GIB = 2 ** 30
 # By JAX's device_kind. Peaks, links, networks and clocks are the makers' published figures; a TPU's memory is what
-# libtpu's compiler refuses to exceed, a GPU's what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 leaves to a program.
+# libtpu's compiler refuses to exceed, a GPU's what XLA_PYTHON_CLIENT_MEM_FRACTION=.95 leaves to a program: of 79.1 GiB,
+# and of an H200's 139.
 CHIPS = {
     'TPU v4': Chip('v4', 137.5e12, 15.25 * GIB, 45e9, 3.125e9, 1.05e9),
     'TPU v5 lite': Chip('v5e', 197e12, 15.75 * GIB, 45e9, 3.125e9, 1.5e9),
@@ -35,6 +36,7 @@ CHIPS = {
     'TPU v6 lite': Chip('v6e', 918e12, 31.25 * GIB, 90e9, 12.5e9, 1.75e9),
     'TPU7x': Chip('v7x', 1153.5e12, 94.75 * GIB, 90e9, 6.25e9, 2.2e9),
     'NVIDIA H100 80GB HBM3': Chip('h100', 989.4e12, 75.1 * GIB, 450e9, 50e9),
+    'NVIDIA H200': Chip('h200', 989.4e12, 132.0 * GIB, 450e9, 50e9),
 }
 TPU = re.compile(r'((v4|v5e|v5p|v6e|v7x|tpu7x):(\d+(x\d+){1,2}))(\*[1-9]\d*)?')
 GPU = re.compile(r'h100:(\d+x\d+x\d+)')

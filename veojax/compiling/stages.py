@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Work:
   function: Callable
   arguments: tuple
   parameters: int
-  units: dict[str, int]
+  units: dict[str, float]
   flops: dict[str, float] | None = None
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   mesh: Mesh | None = None
@@ -111,14 +112,14 @@ def encode(config, mesh) -> Work:
   if isinstance(config, AudioVAERun):
     vae, chunk = _audio_vae(config)
     return _codec(audio_codec.encode_chunk, vae, *[_array(1, chunk * vae.cfg.hop, vae.cfg.channels)] * 2,
-                  _alone(mesh), 'samples')
+                  _alone(mesh), _sound(vae, chunk))
   codec = _video_codec(config)
   tc, own = codec.vae.cfg.temporal_compression, _shared(config, codec, mesh)
   video = lambda t: jax.ShapeDtypeStruct((own.shape['tile'], t, *codec.sides, 3), jnp.uint8)
   t = tc * codec.chunk * own.shape['time']
   if own.size > 1:
-    return _codec(split_codec.encode_parts, codec.vae, video(t), video(t), own, 'frames')
-  return _codec(video_codec.encode_tile, codec.vae, video(t - (tc - 1)), video(t), _alone(mesh), 'frames')
+    return _codec(split_codec.encode_parts, codec.vae, video(t), video(t), own, _frames(codec, own))
+  return _codec(video_codec.encode_tile, codec.vae, video(t - (tc - 1)), video(t), _alone(mesh), _frames(codec, own))
 
 
 def decode(config, mesh) -> Work:
@@ -126,22 +127,31 @@ def decode(config, mesh) -> Work:
   if isinstance(config, AudioVAERun):
     vae, chunk = _audio_vae(config)
     return _codec(audio_codec.decode_chunk, vae, *[_array(1, chunk, vae.cfg.latent_channels)] * 2, _alone(mesh),
-                  'latents')
+                  _sound(vae, chunk))
   codec = _video_codec(config)
   cfg, own = codec.vae.cfg, _shared(config, codec, mesh)
   cells = [side // cfg.spatial_compression for side in codec.sides]
   latent = _array(own.shape['tile'], codec.chunk * own.shape['time'], *cells, cfg.latent_channels)
+  units = _frames(codec, own)
   function, own = (split_codec.decode_parts, own) if own.size > 1 else (video_codec.decode_tile, _alone(mesh))
-  return _codec(function, codec.vae, latent, latent, own, 'latent frames')
+  return _codec(function, codec.vae, latent, latent, own, units)
 
 
-def _codec(function, vae, first, chunk, mesh, unit) -> Work:
+def _frames(codec: 'Codec', own: Mesh) -> dict[str, float]:
+  """Pixel frames of a tile's size in one call."""
+  frames = codec.vae.cfg.temporal_compression * codec.chunk * math.prod(own.shape[axis] for axis in ('tile', 'time'))
+  return {'frames of {}x{}'.format(*codec.sides): frames}
+
+
+def _sound(vae, chunk: int) -> dict[str, float]:
+  return {'seconds of sound': chunk * vae.cfg.hop / vae.cfg.sample_rate}
+
+
+def _codec(function, vae, first, chunk, mesh, units) -> Work:
   laid = functools.partial(_laid_out, mesh)
   with jax.set_mesh(mesh):
     _, state = jax.eval_shape(function, placed(mesh, vae), laid(first), None)
-  tiles = {'tiles': len(chunk)} if len(chunk) > 1 else {}
-  return Work(function, (placed(mesh, vae), laid(chunk), placed(mesh, state)), count(vae),
-              {**tiles, unit: chunk.shape[1]}, mesh=mesh)
+  return Work(function, (placed(mesh, vae), laid(chunk), placed(mesh, state)), count(vae), units, mesh=mesh)
 
 
 def _laid_out(mesh, x):
