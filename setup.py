@@ -30,7 +30,9 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         # The TPU's compiler, for `veojax compile` on machines without one.
         'aot': ['jax[tpu]>=0.10'],
-        'gpu': ['jax[cuda13]>=0.10'],  # of the CUDA that PyTorch brings: a peer runs in the same process
+        'gpu': ['jax[cuda12]>=0.10'],
+        # Beside PyTorch, whose wheels bring this CUDA: a peer runs in the same process.
+        'gpu13': ['jax[cuda13]>=0.10'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'beartype>=0.20', 'scipy>=1.13',
                  'nbclient>=0.10', 'ipykernel>=6.29'],
         # PyTorch's own models, against which the imported ones are tested.

@@ -222,10 +222,9 @@ def evaluate(argv) -> int:
   --model truth and --model roundtrip measure true clips, and the same through the world's codecs. Any field of the
   benchmark is an option (world: --num_clips --seed --levels="('L1','L4')" --split=pairs --given=first_frame
   --num_frames --height --width --fps), and any of generate's settings (--num_inference_steps --guidance_scale --sampler
-  ...). Of the captions of a data set (--data) clips are made of the model's own size, or of another: --clip.num_frames
-  --clip.height --clip.width --clip.fps. Started again, it goes on with what the output holds. On several devices:
-  --mesh.data --mesh.fsdp --mesh.context --mesh.tensor, as of generate, over the devices of each process; several
-  processes share out the clips.
+  ...); with the captions of a data set (--data) clip.num_frames, clip.height, clip.width, clip.fps. Started again, it
+  goes on with what the output holds. On several devices: --mesh.data --mesh.fsdp --mesh.context --mesh.tensor, as of
+  generate, over the devices of each process; several processes share out the clips.
   """
   parser = _parser('evaluate')
   parser.add_argument('--model', required=True, help='folder of a run, a checkpoint or a converted model; truth or roundtrip')
@@ -283,9 +282,8 @@ def sweep(argv) -> int:
     print('this process has done its part; the last one writes the report, or any one started without --process_index')
     return 0
   if first:
-    for outcome in outcomes:
-      if outcome.error:
-        print(f'veojax: {outcome.cell.name} failed: {outcome.error}', file=sys.stderr)
+    for outcome in filter(lambda outcome: outcome.error, outcomes):
+      print(f'veojax: {outcome.cell.name} failed: {outcome.error}', file=sys.stderr)
     print(pathlib.Path(known.output) / 'report.html')
   return 1 if all(outcome.error for outcome in outcomes) else 0
 
@@ -366,8 +364,7 @@ def compile_ahead(argv) -> int:
 def benchmark(argv) -> int:
   """What training, generation, attention or decoding takes on the devices that are here, against matrix products.
 
-  Any key of the config can be set: --config.loop.batch_size=1 --config.sampling.num_inference_steps=2 ... Ends with 1
-  where a part fails, or attention errs by more than its bound.
+  Any key of the config can be set: --config.loop.batch_size=1 ... Ends with 1 where a part fails or errs too much.
   """
   parser = _parser('benchmark')
   parser.add_argument('--config', required=True, help='config file, such as configs/t2va_2b.py')
