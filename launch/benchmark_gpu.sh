@@ -5,8 +5,8 @@
 # Leaves OUT/results.jsonl (everything measured, a line each), OUT/tables.txt and OUT/errors.txt; OUT is benchmark_gpu
 # by default. What OUT/results.jsonl has whole is skipped: running it again goes on, AGAIN=1 measures again. Each may take
 # LIMIT seconds (240); what it has measured until then is kept. Ends with 1 where one fails, 2 where there is no GPU.
-# Installs into .venv with EXTRAS=gpu13,parity (gpu: for older drivers, without the peer, which also wants a C++ compiler); not so where
-# PYTHON names a Python that has all.
+# Installs into .venv with EXTRAS=gpu13,parity (gpu: for older drivers, and without the peer, which also wants a C++
+# compiler); not so where PYTHON names a Python that has all.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 source launch/environment.sh
