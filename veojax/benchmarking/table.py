@@ -42,7 +42,7 @@ def kept(parts: Iterable[Report], path: str | None, name: str) -> Report:
 def table(report: Report) -> rich.console.Group:
   title = f'{report.num_devices} x {report.device}, {report.dtype}'
   rows = [figures(report, measured) for measured in report.measured]
-  steps = rich.table.Table('', title=title, title_justify='left')
+  steps = rich.table.Table('')
   for name in dict.fromkeys(name for row in rows for name in row):
     steps.add_column(name, overflow='fold', max_width=FIGURE)
   for measured, row in zip(report.measured, rows):
@@ -58,7 +58,8 @@ def table(report: Report) -> rich.console.Group:
   for part, error in report.failures.items():
     failures.add_row(part, error)
   told = [MFU] if any(measured.flops for measured in report.measured) else []
-  return rich.console.Group(steps, *told, *(t for t in (*others, costs, failures) if t.rows))
+  shown = [t for t in (*others, costs, failures) if t.rows]
+  return rich.console.Group(title, *([steps] if rows else []), *told, *shown)
 
 
 def _table(*columns: str) -> rich.table.Table:
