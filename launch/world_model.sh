@@ -29,7 +29,9 @@ world data "${CLIPS:-20000}"
 $veojax train --config configs/world/model.py --workdir "$folder/run" --config.data="$folder/data" \
   --config.start="$folder/small_run" --config.loop.num_steps="${STEPS:-7300}"
 # On from there with most of the time on the picture and on much noise. That makes things as the caption says and keeps
-# them less well, and the mean of before and after does both.
+# them less well, and the mean of before and after does both. The latents are those of the same clips by the same codecs.
+mkdir -p "$folder/picture_run"
+ln -sfn ../run/latents "$folder/picture_run/latents"
 $veojax train --config configs/world/model.py --workdir "$folder/picture_run" --config.data="$folder/data" \
   --config.start="$folder/run" --config.loop.num_steps="${PICTURE_STEPS:-1380}" --config.loss.timesteps=logit_normal \
   --config.loss.logit_mean=1.1 --config.loss.audio_weight=0.4 --config.tasks.generate=24 \
