@@ -226,9 +226,10 @@ MATRIX = {
     # It is to be seen in too few frames to be one of the caption's objects; the others' laws and sounds are left.
     'no exit': {**dict.fromkeys(('reappearance', 'permanence', 'count_constancy', *CAPTIONED, 'f1', 'sound_has_impact'),
                                 DOWN), 'sound_size_error': CHANCE, 'loudness': NONE, 'friction_error': NONE},
+    # Laws and sizes are told as seen from where the record has the camera begin, which is elsewhere now.
     "camera's move reversed": {
         **STRAYED, 'camera_move': DOWN, 'camera_pan_error': UP, 'camera_zoom_error': UP,
-        **dict.fromkeys(('gravity_error', 'restitution_error', 'energy_gain', 'f1', 'impact_has_sound', 'told',
+        **dict.fromkeys(('gravity_error', 'restitution_error', 'energy_gain', 'f1', 'impact_has_sound', 'told', 'size',
                          'sound_has_impact', 'offset', 'bias', 'material', 'all_right'), CHANCE)},
     'sound in silence': {'noise': UP, 'told': DOWN},
     'double': {'spurious': UP},
