@@ -98,6 +98,7 @@ def errors(config, failures: dict[str, str]) -> tuple[Error, ...]:
 
 
 def errors_of(check: Check) -> list[Error]:
+  """Of the output and of the gradients of queries, keys and values, each [1, L, heads, head_dim], of random ones."""
   counts = (*check.segments, check.padding)
   ids = jnp.asarray(np.repeat((*range(1, len(counts)), 0), counts), jnp.int32)[None]
   shape = *ids.shape, check.heads, check.head_dim

@@ -107,7 +107,8 @@ def diffusers(config: TransformerRun, what: str) -> Candidate:
 
 
 def fastest(torch, config: TransformerRun, what: str, device: str, done, steps: int = 3) -> str:
-  """Which of BACKENDS takes least time on the config's rows; those that do not run here are passed over."""
+  """Which of BACKENDS takes least time on the config's rows, [B, L, heads, head_dim], with the gradients where `what` is
+  train: the best of `steps` calls. Those that do not run here are passed over."""
   from diffusers.models import attention_dispatch
   dit, B, L = config.dit, config.loop.batch_size, config.pack.row_tokens
   shape, dtype = (B, L, dit.num_heads, dit.width // dit.num_heads), getattr(torch, dit.dtype)

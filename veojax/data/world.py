@@ -31,7 +31,8 @@ GRAVITY = 2.0
 
 
 def shrinking(aspect: float) -> float:
-  """What the radii are multiplied by: below 1 in frames flatter than 9:16, so that objects have room to move."""
+  """What the radii are multiplied by in frames of an aspect, height over width: below 1 in those flatter than 9:16, so
+  that objects have room to move."""
   return min(1., 16 / 9 * aspect)
 
 
